@@ -1,0 +1,132 @@
+# asc_direct: T's life
+#
+# Waits for a request in the mailbox, checks it in registers, makes the call, answers. Part of T's code, copied into
+# the vault; entered from birth.S and never left.
+#
+#   parameters   %xmm7 vault page   %xmm6 mailbox
+#   locals       %ebx vault page   %ebp mailbox   %esi sequence number last taken
+#                %edi looks left before T parks (-1: told U that T sleeps; -2: parks)
+#   across calls %xmm7 vault page   %xmm6 mailbox   %xmm5 sequence number (a call takes every general register;
+#                not MMX: a pending x87 exception would fault)
+#   temporaries  %eax %ecx %edx, and %edi (policy row) with %xmm0..%xmm4 (checked arguments) while a request is taken
+#   constant     %esp = 0
+#
+# Every mailbox word is U's to change at any time. Each is loaded at exactly one place, into a register, and the
+# register is what is checked and used; nothing is loaded again before the next request.
+#
+# int $0x80 only: sysenter reads a word from the stack.
+# Must never: touch the stack; store outside the mailbox; branch through a register or memory; load a word twice.
+
+# Loads argument \i into %ecx and refuses it if it points into the vault, or if it is a descriptor that the sandbox
+# protects. %edi is the policy row.
+.macro TAKE_ARG i:req
+    mov     MAILBOX_ARGS + \i * WORD(%ebp), %ecx
+    mov     %ecx, %edx
+    sub     VAULT_LO(%ebx), %edx
+    cmp     VAULT_LEN(%ebx), %edx
+    jb      asc_direct_efault
+    test    $(1 << \i), %edi
+    jz      9f
+    mov     %ecx, %edx
+    sub     VAULT_FD_LO(%ebx), %edx
+    cmp     VAULT_FD_LEN(%ebx), %edx
+    jb      asc_direct_ebadf
+9:
+.endm
+
+TRUSTED_FUNC asc_direct
+    .cfi_undefined %eip
+    xor     %esi, %esi
+    movd    %esi, %xmm5
+
+LABEL asc_direct_idle
+    movd    %xmm7, %ebx
+    movd    %xmm6, %ebp
+    movd    %xmm5, %esi
+    mov     VAULT_SPIN(%ebx), %edi
+LABEL asc_direct_poll
+    mov     MAILBOX_SEQ(%ebp), %ecx
+    cmp     %esi, %ecx
+    jne     asc_direct_take
+    dec     %edi
+    js      1f
+    pause
+    jmp     asc_direct_poll
+1:  cmp     $-1, %edi
+    jne     2f
+    movl    $1, MAILBOX_T_ASLEEP(%ebp)
+    mfence                              # "T sleeps" is out before the last look: U rings, or T sees the request
+    jmp     asc_direct_poll
+2:  lea     MAILBOX_SCRATCH(%ebp), %ecx
+    mov     $EVENT_SIZE, %edx
+    mov     VAULT_DOORBELL_T(%ebx), %ebx
+    mov     $NR_READ, %eax
+    int     $0x80
+    cmp     $EVENT_SIZE, %eax
+    jne     asc_direct_die              # the doorbell is protected: something is very wrong
+    movl    $0, MAILBOX_T_ASLEEP(%ebp)
+    jmp     asc_direct_idle
+
+LABEL asc_direct_take
+    movd    %ecx, %xmm5
+    test    %edi, %edi
+    jns     1f
+    movl    $0, MAILBOX_T_ASLEEP(%ebp)
+1:  mov     VAULT_DEFAULT_ERRNO(%ebx), %edi
+    mov     MAILBOX_NR(%ebp), %eax
+    cmp     $TABLE_LEN, %eax
+    jae     asc_direct_refuse
+    mov     VAULT_TABLE(%ebx, %eax, 4), %edi
+    test    $ROW_ALLOW, %edi
+    jz      asc_direct_refuse
+    TAKE_ARG 0
+    movd    %ecx, %xmm0
+    TAKE_ARG 1
+    movd    %ecx, %xmm1
+    TAKE_ARG 2
+    movd    %ecx, %xmm2
+    TAKE_ARG 3
+    movd    %ecx, %xmm3
+    TAKE_ARG 4
+    movd    %ecx, %xmm4
+    TAKE_ARG 5
+    mov     %ecx, %ebp
+    movd    %xmm0, %ebx
+    movd    %xmm1, %ecx
+    movd    %xmm2, %edx
+    movd    %xmm3, %esi
+    movd    %xmm4, %edi
+    int     $0x80
+
+LABEL asc_direct_reply
+    movd    %xmm7, %ebx
+    movd    %xmm6, %ebp
+    movd    %xmm5, %ecx
+    mov     %eax, MAILBOX_RESULT(%ebp)
+    mov     %ecx, MAILBOX_ACK(%ebp)
+    mfence                              # the reply is out before the look: U sees it, or T rings
+    cmpl    $0, MAILBOX_U_ASLEEP(%ebp)
+    je      asc_direct_idle
+    lea     VAULT_ONE(%ebx), %ecx
+    mov     $EVENT_SIZE, %edx
+    mov     VAULT_DOORBELL_U(%ebx), %ebx
+    mov     $NR_WRITE, %eax
+    int     $0x80                       # a result is of no use: U can spoil its own doorbell, and only that
+    jmp     asc_direct_idle
+
+LABEL asc_direct_refuse                 # %edi errno
+    neg     %edi
+    mov     %edi, %eax
+    jmp     asc_direct_reply
+LABEL asc_direct_efault
+    mov     $-EFAULT, %eax
+    jmp     asc_direct_reply
+LABEL asc_direct_ebadf
+    mov     $-EBADF, %eax
+    jmp     asc_direct_reply
+LABEL asc_direct_die
+    mov     $EXIT_DOORBELL, %ebx
+    mov     $NR_EXIT, %eax
+    int     $0x80
+    ud2
+END asc_direct

@@ -1,0 +1,113 @@
+# asc_direct: T's life
+#
+# Waits for a request in the mailbox, checks it in registers, makes the call, answers. Part of T's code, copied into
+# the vault; entered from birth.S and never left.
+#
+#   parameters   %rbx vault page   %rbp mailbox
+#   locals       %r12d sequence number last taken   %r13 vault_lo   %r14 vault_len
+#                %r15d looks left before T parks (-1: told U that T sleeps; -2: parks)
+#   temporaries  %rax %rcx %r11, and the argument registers %rdi %rsi %rdx %r10 %r8 %r9
+#   constant     %rsp = 0
+#
+# Every mailbox word is U's to change at any time. Each is loaded at exactly one place, into a register, and the
+# register is what is checked and used; nothing is loaded again before the next request.
+#
+# Must never: touch the stack; store outside the mailbox; branch through a register or memory; load a word twice.
+
+# Loads argument \i into \reg and refuses it if it points into the vault, or if it is a descriptor (the kernel looks at
+# its low 32 bits only) that the sandbox protects. %ecx is the policy row.
+.macro TAKE_ARG i:req, reg:req, reg32:req
+    mov     MAILBOX_ARGS + \i * WORD(%rbp), \reg
+    mov     \reg, %r11
+    sub     %r13, %r11
+    cmp     %r14, %r11
+    jb      asc_direct_efault
+    test    $(1 << \i), %ecx
+    jz      9f
+    mov     \reg32, %r11d
+    sub     VAULT_FD_LO(%rbx), %r11d
+    cmp     VAULT_FD_LEN(%rbx), %r11d
+    jb      asc_direct_ebadf
+9:
+.endm
+
+TRUSTED_FUNC asc_direct
+    .cfi_undefined %rip
+    xor     %r12d, %r12d
+    mov     VAULT_LO(%rbx), %r13
+    mov     VAULT_LEN(%rbx), %r14
+
+LABEL asc_direct_idle
+    mov     VAULT_SPIN(%rbx), %r15d
+LABEL asc_direct_poll
+    mov     MAILBOX_SEQ(%rbp), %ecx
+    cmp     %r12d, %ecx
+    jne     asc_direct_take
+    dec     %r15d
+    js      1f
+    pause
+    jmp     asc_direct_poll
+1:  cmp     $-1, %r15d
+    jne     2f
+    movl    $1, MAILBOX_T_ASLEEP(%rbp)
+    mfence                              # "T sleeps" is out before the last look: U rings, or T sees the request
+    jmp     asc_direct_poll
+2:  mov     VAULT_DOORBELL_T(%rbx), %edi
+    lea     MAILBOX_SCRATCH(%rbp), %rsi
+    mov     $EVENT_SIZE, %edx
+    mov     $NR_READ, %eax
+    syscall
+    cmp     $EVENT_SIZE, %rax
+    jne     asc_direct_die              # the doorbell is protected: something is very wrong
+    movl    $0, MAILBOX_T_ASLEEP(%rbp)
+    jmp     asc_direct_idle
+
+LABEL asc_direct_take
+    mov     %ecx, %r12d
+    test    %r15d, %r15d
+    jns     1f
+    movl    $0, MAILBOX_T_ASLEEP(%rbp)
+1:  mov     VAULT_DEFAULT_ERRNO(%rbx), %ecx
+    mov     MAILBOX_NR(%rbp), %eax      # zero-extended: the kernel and the table see the same number
+    cmp     $TABLE_LEN, %eax
+    jae     asc_direct_refuse
+    mov     VAULT_TABLE(%rbx, %rax, 4), %ecx
+    test    $ROW_ALLOW, %ecx
+    jz      asc_direct_refuse
+    TAKE_ARG 0, %rdi, %edi
+    TAKE_ARG 1, %rsi, %esi
+    TAKE_ARG 2, %rdx, %edx
+    TAKE_ARG 3, %r10, %r10d
+    TAKE_ARG 4, %r8, %r8d
+    TAKE_ARG 5, %r9, %r9d
+    syscall
+
+LABEL asc_direct_reply
+    mov     %rax, MAILBOX_RESULT(%rbp)
+    mov     %r12d, MAILBOX_ACK(%rbp)
+    mfence                              # the reply is out before the look: U sees it, or T rings
+    cmpl    $0, MAILBOX_U_ASLEEP(%rbp)
+    je      asc_direct_idle
+    mov     VAULT_DOORBELL_U(%rbx), %edi
+    lea     VAULT_ONE(%rbx), %rsi
+    mov     $EVENT_SIZE, %edx
+    mov     $NR_WRITE, %eax
+    syscall                             # a result is of no use: U can spoil its own doorbell, and only that
+    jmp     asc_direct_idle
+
+LABEL asc_direct_refuse                 # %ecx errno
+    neg     %ecx
+    movslq  %ecx, %rax
+    jmp     asc_direct_reply
+LABEL asc_direct_efault
+    mov     $-EFAULT, %rax
+    jmp     asc_direct_reply
+LABEL asc_direct_ebadf
+    mov     $-EBADF, %rax
+    jmp     asc_direct_reply
+LABEL asc_direct_die
+    mov     $EXIT_DOORBELL, %edi
+    mov     $NR_EXIT, %eax
+    syscall
+    ud2
+END asc_direct

@@ -1,0 +1,234 @@
+//! x86 (i686): `int $0x80`, `sigreturn`, the old frame without siginfo.
+
+use crate::signal::{AltStack, SigSet};
+use syscalls::Sysno;
+
+assembly!("x86", context_ebx = ebx, context_esi = esi, context_edi = edi, context_ebp = ebp);
+
+/// The architecture's name, as in target triples.
+pub const NAME: &str = "i686";
+/// `AUDIT_ARCH_I386` (`include/uapi/linux/audit.h`): what a seccomp filter sees.
+pub const AUDIT_ARCH: u32 = 0x4000_0003;
+/// Flags of a task without direction, alignment check, trap or nested task.
+pub const EFLAGS_CLEAN: u32 = 0x202;
+/// The alignment-check flag.
+pub const EFLAGS_AC: u32 = 1 << 18;
+/// The trap flag.
+pub const EFLAGS_TF: u32 = 1 << 8;
+/// The call that ends a signal handler in strict mode.
+pub const NR_SIGRETURN: i32 = Sysno::sigreturn as i32;
+/// Flags of a handler beyond `SA_ONSTACK` and `SA_RESTORER`: none. With `SA_SIGINFO` the kernel would build a frame
+/// that only `rt_sigreturn` can take down, and strict mode forbids that here.
+pub const SA_FRAME: usize = 0;
+/// Bytes below the stack pointer that a function may use (System V ABI).
+pub const RED_ZONE: usize = 0;
+/// The bytes of a trap that is not repeated by returning to it, and how far behind it the program counter is.
+pub const BREAKPOINTS: [(&[u8], usize); 3] = [(&[0xcc], 1), (&[0xf1], 1), (&[0xcd, 3], 2)];
+
+/// The registers that a called function preserves, and where the caller goes on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context {
+    /// %ebx
+    pub ebx: usize,
+    /// %esi
+    pub esi: usize,
+    /// %edi
+    pub edi: usize,
+    /// %ebp
+    pub ebp: usize,
+    /// The return address.
+    pub pc: usize,
+    /// The stack pointer after the return.
+    pub sp: usize,
+}
+
+/// What the kernel saves and `sigreturn` restores: `struct sigframe_ia32` from its `sigcontext_32` on
+/// (`arch/x86/include/asm/sigframe.h`, `uapi/asm/sigcontext.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// gs, fs, es, ds: 16 bits each, padded.
+    segments: [u32; 4],
+    /// edi, esi, ebp, esp, ebx, edx, ecx, eax.
+    gregs: [u32; 8],
+    trapno: u32,
+    err: u32,
+    eip: u32,
+    cs: u32,
+    eflags: u32,
+    sp_at_signal: u32,
+    ss: u32,
+    fpstate: u32,
+    oldmask: u32,
+    cr2: u32,
+    /// `struct _fpstate_32`, which the kernel no longer uses.
+    unused: [u32; 156],
+    extramask: u32,
+}
+
+const EDI: usize = 0;
+const ESI: usize = 1;
+const EBP: usize = 2;
+const ESP: usize = 3;
+const EBX: usize = 4;
+const EDX: usize = 5;
+const ECX: usize = 6;
+const EAX: usize = 7;
+
+/// Names of the registers in [`Frame::registers`], in order.
+pub const REGISTERS: [&str; 19] = [
+    "edi", "esi", "ebp", "esp", "ebx", "edx", "ecx", "eax", "eip", "eflags", "cs", "ss", "ds", "es", "fs", "gs", "err",
+    "trapno", "cr2",
+];
+
+impl Frame {
+    fn with(gregs: [u32; 8], pc: usize, mask: SigSet) -> Self {
+        let (cs, ss, ds, es, fs, gs): (u32, u32, u32, u32, u32, u32);
+        // SAFETY: reading segment selectors has no effect.
+        unsafe {
+            core::arch::asm!(
+                "mov {0:e}, cs", "mov {1:e}, ss", "mov {2:e}, ds", "mov {3:e}, es", "mov {4:e}, fs", "mov {5:e}, gs",
+                out(reg) cs, out(reg) ss, out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+        let [lo, hi] = mask.words();
+        Self {
+            segments: [gs, fs, es, ds],
+            gregs,
+            trapno: 0,
+            err: 0,
+            eip: pc as u32,
+            cs,
+            eflags: EFLAGS_CLEAN,
+            sp_at_signal: 0,
+            ss,
+            fpstate: 0, // none: the kernel gives a clean one
+            oldmask: lo,
+            cr2: 0,
+            unused: [0; 156],
+            extramask: hi,
+        }
+    }
+
+    /// A frame that starts `f(arg)` on an empty stack whose top is `sp` (a multiple of 16).
+    ///
+    /// # Safety
+    ///
+    /// `sp` is the top of writable memory: the argument is stored there.
+    pub unsafe fn call(f: usize, arg: usize, sp: usize, mask: SigSet, _alt: AltStack) -> Self {
+        let esp = sp - 20; // as after a call, on 16 bytes with the argument; the return address is 0
+        // SAFETY: the caller says that the memory below `sp` is writable.
+        unsafe { ((esp + 4) as *mut usize).write(arg) };
+        let mut gregs = [0; 8];
+        gregs[ESP] = esp as u32;
+        Self::with(gregs, f, mask)
+    }
+
+    /// A frame that resumes `context`, whose call then returns 0.
+    pub fn resume(context: &Context, mask: SigSet, _alt: AltStack) -> Self {
+        let mut gregs = [0; 8];
+        gregs[EBX] = context.ebx as u32;
+        gregs[ESI] = context.esi as u32;
+        gregs[EDI] = context.edi as u32;
+        gregs[EBP] = context.ebp as u32;
+        gregs[ESP] = context.sp as u32;
+        Self::with(gregs, context.pc, mask)
+    }
+
+    /// All registers, as [`REGISTERS`] names them.
+    pub fn registers(&self) -> [u64; 19] {
+        let g = &self.gregs;
+        let [gs, fs, es, ds] = self.segments;
+        [
+            g[EDI], g[ESI], g[EBP], g[ESP], g[EBX], g[EDX], g[ECX], g[EAX], self.eip, self.eflags,
+            self.cs & 0xffff, self.ss & 0xffff, ds & 0xffff, es & 0xffff, fs & 0xffff, gs & 0xffff,
+            self.err, self.trapno, self.cr2,
+        ]
+        .map(u64::from)
+    }
+
+    /// Program counter.
+    pub fn pc(&self) -> usize {
+        self.eip as usize
+    }
+    /// Sets the program counter.
+    pub fn set_pc(&mut self, pc: usize) {
+        self.eip = pc as u32;
+    }
+    /// Stack pointer.
+    pub fn sp(&self) -> usize {
+        self.gregs[ESP] as usize
+    }
+    /// Frame pointer.
+    pub fn fp(&self) -> usize {
+        self.gregs[EBP] as usize
+    }
+    /// Number of the call that a filter trapped.
+    pub fn syscall_nr(&self) -> usize {
+        self.gregs[EAX] as usize
+    }
+    /// Arguments of the call that a filter trapped.
+    pub fn syscall_args(&self) -> [usize; 6] {
+        [EBX, ECX, EDX, ESI, EDI, EBP].map(|i| self.gregs.get(i).map_or(0, |v| *v as usize))
+    }
+    /// Sets the trap flag: one instruction of the interrupted code runs.
+    pub fn single_step(&mut self) {
+        self.eflags |= EFLAGS_TF;
+    }
+    /// Whether the trap flag is set.
+    pub fn single_steps(&self) -> bool {
+        self.eflags & EFLAGS_TF != 0
+    }
+    /// Stores the result of `rdtsc`, and with `aux` that of `rdtscp`.
+    pub fn set_tsc(&mut self, tsc: u64, aux: Option<u32>) {
+        self.gregs[EAX] = tsc as u32;
+        self.gregs[EDX] = (tsc >> 32) as u32;
+        if let Some(aux) = aux {
+            self.gregs[ECX] = aux;
+        }
+    }
+    /// Adds a signal (below 32) to the mask that comes back into force.
+    pub fn block(&mut self, sig: i32) {
+        self.oldmask |= 1 << ((sig - 1) & 31);
+    }
+    /// Number of the processor's exception (14: page fault), and its error code.
+    pub fn trap(&self) -> (u32, u32) {
+        (self.trapno, self.err)
+    }
+    /// The address that the last page fault was about.
+    pub fn cr2(&self) -> usize {
+        self.cr2 as usize
+    }
+    /// Where the extended state was saved (FSAVE, then FXSAVE, then XSAVE layout), 0 if nowhere.
+    pub fn fpstate(&self) -> usize {
+        self.fpstate as usize
+    }
+    /// Where the FXSAVE part of the extended state begins, and the length of the whole in bytes without XSAVE.
+    pub const FXSAVE: (usize, usize) = (112, 112 + 512);
+}
+
+/// A system call that the `syscalls` crate has no number for.
+///
+/// # Safety
+///
+/// As the call's manual says.
+pub unsafe fn syscall3(nr: usize, a: usize, b: usize, c: usize) -> usize {
+    let ret;
+    // SAFETY: the caller answers for the call; `int 0x80` clobbers nothing else.
+    unsafe {
+        core::arch::asm!("int 0x80", inlateout("eax") nr => ret, in("ebx") a, in("ecx") b, in("edx") c,
+            options(nostack));
+    }
+    ret
+}
+
+/// Selector whose limit holds the processor's number (`GDT_ENTRY_CPUNODE`, `arch/x86/include/asm/segment.h`): a
+/// 32-bit kernel, whose user code segment is 0x73, has it elsewhere than a 64-bit one.
+pub fn cpunode_selector() -> u32 {
+    let cs: u32;
+    // SAFETY: reading a segment selector has no effect.
+    unsafe { core::arch::asm!("mov {0:e}, cs", out(reg) cs, options(nomem, nostack, preserves_flags)) };
+    if cs & 0xffff == 0x73 { 28 * 8 + 3 } else { 0x7b }
+}

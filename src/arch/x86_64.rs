@@ -1,0 +1,267 @@
+//! x86_64: `syscall`, `rt_sigreturn`, the siginfo frame.
+
+use crate::signal::{AltStack, SigSet};
+use syscalls::Sysno;
+
+assembly!(
+    "x86_64",
+    context_rbx = rbx,
+    context_rbp = rbp,
+    context_r12 = r12,
+    context_r13 = r13,
+    context_r14 = r14,
+    context_r15 = r15,
+);
+
+/// The architecture's name, as in target triples.
+pub const NAME: &str = "x86_64";
+/// `AUDIT_ARCH_X86_64` (`include/uapi/linux/audit.h`): what a seccomp filter sees.
+pub const AUDIT_ARCH: u32 = 0xc000_003e;
+/// Flags of a task without direction, alignment check, trap or nested task.
+pub const EFLAGS_CLEAN: u32 = 0x202;
+/// The alignment-check flag.
+pub const EFLAGS_AC: u32 = 1 << 18;
+/// The trap flag.
+pub const EFLAGS_TF: u32 = 1 << 8;
+/// The call that ends a signal handler in strict mode.
+pub const NR_SIGRETURN: i32 = Sysno::rt_sigreturn as i32;
+/// Flags of a handler beyond `SA_ONSTACK` and `SA_RESTORER`: `SA_SIGINFO`.
+pub const SA_FRAME: usize = 4;
+/// Bytes below the stack pointer that a function may use (System V ABI).
+pub const RED_ZONE: usize = 128;
+/// The bytes of a trap that is not repeated by returning to it, and how far behind it the program counter is.
+pub const BREAKPOINTS: [(&[u8], usize); 3] = [(&[0xcc], 1), (&[0xf1], 1), (&[0xcd, 3], 2)];
+
+/// The registers that a called function preserves, and where the caller goes on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context {
+    /// %rbx
+    pub rbx: usize,
+    /// %rbp
+    pub rbp: usize,
+    /// %r12
+    pub r12: usize,
+    /// %r13
+    pub r13: usize,
+    /// %r14
+    pub r14: usize,
+    /// %r15
+    pub r15: usize,
+    /// The return address.
+    pub pc: usize,
+    /// The stack pointer after the return.
+    pub sp: usize,
+}
+
+/// What the kernel saves and `rt_sigreturn` restores: `struct ucontext` with `struct sigcontext_64`
+/// (`arch/x86/include/uapi/asm/{ucontext,sigcontext}.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    uc_flags: u64,
+    uc_link: u64,
+    uc_stack: AltStack,
+    /// r8..r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags.
+    gregs: [u64; 18],
+    cs: u16,
+    gs: u16,
+    fs: u16,
+    ss: u16,
+    err: u64,
+    trapno: u64,
+    oldmask: u64,
+    cr2: u64,
+    fpstate: u64,
+    reserved: [u64; 8],
+    sigmask: SigSet,
+}
+
+const RBP: usize = 10;
+const RBX: usize = 11;
+const RDI: usize = 8;
+const RAX: usize = 13;
+const RDX: usize = 12;
+const RCX: usize = 14;
+const RSP: usize = 15;
+const RIP: usize = 16;
+const EFLAGS: usize = 17;
+/// `UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS`: %ss is in the frame and is to be restored.
+const UC_FLAGS: u64 = 2 | 4;
+/// Selectors of 64-bit user code and data (`arch/x86/include/asm/segment.h`).
+const USER_CS: u16 = 0x33;
+const USER_DS: u16 = 0x2b;
+
+/// Names of the registers in [`Frame::registers`], in order.
+pub const REGISTERS: [&str; 27] = [
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp",
+    "rip", "eflags", "cs", "gs", "fs", "ss", "err", "trapno", "cr2", "fs_base", "gs_base",
+];
+
+impl Frame {
+    fn with(gregs: [u64; 18], mask: SigSet, alt: AltStack) -> Self {
+        Self {
+            uc_flags: UC_FLAGS,
+            uc_link: 0,
+            uc_stack: alt,
+            gregs,
+            cs: USER_CS,
+            gs: 0,
+            fs: 0,
+            ss: USER_DS,
+            err: 0,
+            trapno: 0,
+            oldmask: 0,
+            cr2: 0,
+            fpstate: 0, // none: the kernel gives a clean one
+            reserved: [0; 8],
+            sigmask: mask,
+        }
+    }
+
+    /// A frame that starts `f(arg)` on an empty stack whose top is `sp` (a multiple of 16).
+    ///
+    /// # Safety
+    ///
+    /// `sp` is the top of writable memory.
+    pub unsafe fn call(f: usize, arg: usize, sp: usize, mask: SigSet, alt: AltStack) -> Self {
+        let mut gregs = [0; 18];
+        gregs[RIP] = f as u64;
+        gregs[RDI] = arg as u64;
+        gregs[RSP] = sp as u64 - 8; // as after a call; the return address is 0: backtraces end here
+        gregs[EFLAGS] = u64::from(EFLAGS_CLEAN);
+        Self::with(gregs, mask, alt)
+    }
+
+    /// A frame that resumes `context`, whose call then returns 0.
+    pub fn resume(context: &Context, mask: SigSet, alt: AltStack) -> Self {
+        let mut gregs = [0; 18];
+        gregs[4] = context.r12 as u64;
+        gregs[5] = context.r13 as u64;
+        gregs[6] = context.r14 as u64;
+        gregs[7] = context.r15 as u64;
+        gregs[RBP] = context.rbp as u64;
+        gregs[RBX] = context.rbx as u64;
+        gregs[RSP] = context.sp as u64;
+        gregs[RIP] = context.pc as u64;
+        gregs[EFLAGS] = u64::from(EFLAGS_CLEAN);
+        Self::with(gregs, mask, alt)
+    }
+
+    /// All registers, as [`REGISTERS`] names them.
+    pub fn registers(&self) -> [u64; 27] {
+        let mut all = [0; 27];
+        for (to, from) in all.iter_mut().zip(self.gregs) {
+            *to = from;
+        }
+        let (fs_base, gs_base) = segment_bases();
+        let rest = [
+            u64::from(self.cs),
+            u64::from(self.gs),
+            u64::from(self.fs),
+            u64::from(self.ss),
+            self.err,
+            self.trapno,
+            self.cr2,
+            fs_base,
+            gs_base,
+        ];
+        for (to, from) in all.iter_mut().skip(18).zip(rest) {
+            *to = from;
+        }
+        all
+    }
+
+    /// Program counter.
+    pub fn pc(&self) -> usize {
+        self.gregs[RIP] as usize
+    }
+    /// Sets the program counter.
+    pub fn set_pc(&mut self, pc: usize) {
+        self.gregs[RIP] = pc as u64;
+    }
+    /// Stack pointer.
+    pub fn sp(&self) -> usize {
+        self.gregs[RSP] as usize
+    }
+    /// Frame pointer.
+    pub fn fp(&self) -> usize {
+        self.gregs[RBP] as usize
+    }
+    /// Number of the call that a filter trapped.
+    pub fn syscall_nr(&self) -> usize {
+        self.gregs[RAX] as usize
+    }
+    /// Arguments of the call that a filter trapped.
+    pub fn syscall_args(&self) -> [usize; 6] {
+        // rdi, rsi, rdx, r10, r8, r9
+        [RDI, 9, RDX, 2, 0, 1].map(|i| self.gregs.get(i).map_or(0, |v| *v as usize))
+    }
+    /// Sets the trap flag: one instruction of the interrupted code runs.
+    pub fn single_step(&mut self) {
+        self.gregs[EFLAGS] |= u64::from(EFLAGS_TF);
+    }
+    /// Whether the trap flag is set.
+    pub fn single_steps(&self) -> bool {
+        self.gregs[EFLAGS] & u64::from(EFLAGS_TF) != 0
+    }
+    /// Stores the result of `rdtsc`, and with `aux` that of `rdtscp`.
+    pub fn set_tsc(&mut self, tsc: u64, aux: Option<u32>) {
+        self.gregs[RAX] = tsc & 0xffff_ffff;
+        self.gregs[RDX] = tsc >> 32;
+        if let Some(aux) = aux {
+            self.gregs[RCX] = u64::from(aux);
+        }
+    }
+    /// Adds a signal to the mask that comes back into force.
+    pub fn block(&mut self, sig: i32) {
+        self.sigmask.add(sig);
+    }
+    /// Number of the processor's exception (14: page fault), and its error code.
+    pub fn trap(&self) -> (u32, u32) {
+        (self.trapno as u32, self.err as u32)
+    }
+    /// The address that the last page fault was about.
+    pub fn cr2(&self) -> usize {
+        self.cr2 as usize
+    }
+    /// Where the extended state was saved (FXSAVE layout, then XSAVE), 0 if nowhere.
+    pub fn fpstate(&self) -> usize {
+        self.fpstate as usize
+    }
+    /// Where the FXSAVE part of the extended state begins, and the length of the whole in bytes without XSAVE.
+    pub const FXSAVE: (usize, usize) = (0, 512);
+}
+
+/// %fs and %gs base, where the kernel lets user code read them (`HWCAP2_FSGSBASE` in the auxiliary vector).
+fn segment_bases() -> (u64, u64) {
+    if !crate::fault::fsgsbase() {
+        return (0, 0);
+    }
+    let (fs, gs): (u64, u64);
+    // SAFETY: the kernel said that it set CR4.FSGSBASE, so the instructions exist and do not fault.
+    unsafe {
+        core::arch::asm!("rdfsbase {}", "rdgsbase {}", out(reg) fs, out(reg) gs, options(nomem, nostack, preserves_flags));
+    }
+    (fs, gs)
+}
+
+/// A system call that the `syscalls` crate has no number for.
+///
+/// # Safety
+///
+/// As the call's manual says.
+pub unsafe fn syscall3(nr: usize, a: usize, b: usize, c: usize) -> usize {
+    let ret;
+    // SAFETY: the caller answers for the call; `syscall` clobbers nothing else.
+    unsafe {
+        core::arch::asm!("syscall", inlateout("rax") nr => ret, in("rdi") a, in("rsi") b, in("rdx") c,
+            lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    ret
+}
+
+/// Selector whose limit holds the processor's number (`__CPUNODE_SEG`, `arch/x86/include/asm/segment.h`).
+pub fn cpunode_selector() -> u32 {
+    0x7b
+}

@@ -1,0 +1,197 @@
+//! The entry audit: is there anything in this process that would let a guest out?
+//!
+//! Runs in the process that becomes the sandbox, before any guest code. It reads `/proc/self/fd` and
+//! `/proc/self/maps`; without `/proc` there is no audit, and without an audit no sandbox.
+
+use crate::error::Finding;
+use crate::sys::{self, Errno};
+use core::ffi::CStr;
+
+/// What the audit stumbled over.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Something that must not be there.
+    Found {
+        /// What kind of thing.
+        finding: Finding,
+        /// Its descriptor; -1 for a mapping.
+        fd: i32,
+        /// What the kernel calls it.
+        name: [u8; crate::abi::NAME_MAX],
+        /// Bytes of `name`.
+        len: usize,
+    },
+    /// `/proc` could not be read.
+    Proc(Errno),
+}
+
+fn found(finding: Finding, fd: i32, what: &[u8]) -> Refusal {
+    let mut name = [0; crate::abi::NAME_MAX];
+    let len = what.len().min(name.len());
+    name.iter_mut().zip(what).for_each(|(to, from)| *to = *from);
+    Refusal::Found { finding, fd, name, len }
+}
+
+/// Counts the threads of this process.
+pub fn threads() -> Result<u32, Errno> {
+    let mut count = 0;
+    each_entry(c"/proc/self/task", |_, _| {
+        count += 1;
+        Ok(())
+    })
+    .map_err(|refusal| match refusal {
+        Refusal::Proc(errno) => errno,
+        Refusal::Found { .. } => Errno::EINVAL,
+    })?;
+    Ok(count)
+}
+
+/// Refuses descriptors that defeat the sandbox: any, if the kind does so just by being there; those that `keep` lists,
+/// if the guest must not hold them.
+pub fn descriptors(keep: &[i32]) -> Result<(), Refusal> {
+    each_entry(c"/proc/self/fd", |dir, name| {
+        let Some(fd) = number(name.to_bytes()) else { return Ok(()) };
+        let mut target = [0u8; 256];
+        let len = match sys::readlinkat(dir, name, &mut target) {
+            Ok(len) => len,
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(Refusal::Proc(errno)),
+        };
+        let target = target.get(..len).unwrap_or_default();
+        match classify(target) {
+            Some(finding @ (Finding::IoUring | Finding::Userfaultfd)) => Err(found(finding, fd, target)),
+            Some(finding) if keep.contains(&fd) => Err(found(finding, fd, target)),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// What is wrong with a descriptor whose link in `/proc/self/fd` reads `target`; `None` if nothing is.
+fn classify(target: &[u8]) -> Option<Finding> {
+    let anonymous = |kind: &[u8]| target.strip_prefix(b"anon_inode:").is_some_and(|rest| rest == kind);
+    if anonymous(b"[io_uring]") {
+        return Some(Finding::IoUring);
+    }
+    if anonymous(b"[userfaultfd]") || target == b"/dev/userfaultfd" {
+        return Some(Finding::Userfaultfd);
+    }
+    if target.starts_with(b"/") {
+        let memory = target.starts_with(b"/proc/") && target.ends_with(b"/mem");
+        return (memory || target == b"/dev/mem" || target == b"/dev/kmem").then_some(Finding::ProcessMemory);
+    }
+    let known: [&[u8]; 4] = [b"[eventfd]", b"[timerfd]", b"[eventpoll]", b"inotify"];
+    let harmless = target.starts_with(b"pipe:[")
+        || target.starts_with(b"socket:[")
+        || known.iter().any(|kind| anonymous(kind));
+    (!harmless).then_some(Finding::Unknown)
+}
+
+/// Refuses mappings that defeat the sandbox: rings of an io_uring, and writable aliases of the vault, which is the
+/// file with this identity (device major and minor, inode).
+pub fn mappings(vault: (u32, u32, u64)) -> Result<(), Refusal> {
+    let fd = sys::open(c"/proc/self/maps").map_err(Refusal::Proc)?;
+    let mut buf = [0u8; 4096];
+    let mut have = 0;
+    let result = loop {
+        let room = buf.get_mut(have..).unwrap_or_default();
+        if room.is_empty() {
+            break Err(Refusal::Proc(Errno::ENAMETOOLONG));
+        }
+        match sys::read(fd, room) {
+            Ok(0) => break Ok(()),
+            Ok(read) => have += read,
+            Err(errno) => break Err(Refusal::Proc(errno)),
+        }
+        let whole = buf.get(..have).and_then(|text| text.iter().rposition(|b| *b == b'\n')).map_or(0, |at| at + 1);
+        let lines = buf.get(..whole).unwrap_or_default();
+        if let Some(refusal) = lines.split(|b| *b == b'\n').find_map(|line| mapping(line, vault)) {
+            break Err(refusal);
+        }
+        buf.copy_within(whole..have, 0);
+        have -= whole;
+    };
+    sys::close(fd);
+    result
+}
+
+/// What is wrong with one line of `/proc/self/maps` (`proc_pid_maps(5)`).
+fn mapping(line: &[u8], vault: (u32, u32, u64)) -> Option<Refusal> {
+    if line.windows(21).any(|w| w == b"anon_inode:[io_uring]") {
+        return Some(found(Finding::IoUring, -1, line));
+    }
+    let mut fields = line.split(|b| *b == b' ').filter(|field| !field.is_empty());
+    let access = fields.nth(1)?;
+    let device = fields.nth(1)?;
+    let inode = fields.next()?;
+    let (major, minor) = device.split_at(device.iter().position(|b| *b == b':')?);
+    let is_vault = (hex(major)?, hex(minor.get(1..)?)?, number::<u64>(inode)?)
+        == (u64::from(vault.0), u64::from(vault.1), vault.2);
+    (is_vault && access.get(1) == Some(&b'w')).then(|| found(Finding::WritableAlias, -1, line))
+}
+
+fn hex(digits: &[u8]) -> Option<u64> {
+    u64::from_str_radix(core::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+fn number<N: core::str::FromStr>(digits: &[u8]) -> Option<N> {
+    core::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Calls `f` with the open folder and the name of each entry but `.` and `..`.
+fn each_entry(path: &CStr, mut f: impl FnMut(i32, &CStr) -> Result<(), Refusal>) -> Result<(), Refusal> {
+    const NAME: usize = 19; // of struct linux_dirent64: ino, off (8 bytes each), reclen (2), type (1)
+    let dir = sys::open(path).map_err(Refusal::Proc)?;
+    let mut buf = [0u8; 2048];
+    let result = 'read: loop {
+        let len = match sys::getdents(dir, &mut buf) {
+            Ok(0) => break Ok(()),
+            Ok(len) => len,
+            Err(errno) => break Err(Refusal::Proc(errno)),
+        };
+        let mut rest = buf.get(..len).unwrap_or_default();
+        while let Some(&[lo, hi]) = rest.get(16..18) {
+            let (entry, next) = rest.split_at(usize::from(u16::from_ne_bytes([lo, hi])).clamp(NAME, rest.len()));
+            rest = next;
+            let Ok(name) = CStr::from_bytes_until_nul(entry.get(NAME..).unwrap_or_default()) else { continue };
+            if name.to_bytes().starts_with(b".") {
+                continue;
+            }
+            if let Err(refusal) = f(dir, name) {
+                break 'read Err(refusal);
+            }
+        }
+    };
+    sys::close(dir);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_by_kind() {
+        let harmless: [&[u8]; 5] = [b"/tmp/x", b"pipe:[1]", b"socket:[2]", b"anon_inode:[eventfd]", b"anon_inode:inotify"];
+        harmless.iter().for_each(|target| assert_eq!(classify(target), None));
+        assert_eq!(classify(b"anon_inode:[io_uring]"), Some(Finding::IoUring));
+        assert_eq!(classify(b"anon_inode:[userfaultfd]"), Some(Finding::Userfaultfd));
+        assert_eq!(classify(b"/proc/7/mem"), Some(Finding::ProcessMemory));
+        assert_eq!(classify(b"/proc/7/task/8/mem"), Some(Finding::ProcessMemory));
+        let unknown: [&[u8]; 3] = [b"anon_inode:[pidfd]", b"anon_inode:bpf-prog", b"anon_inode:kvm-vm"];
+        unknown.iter().for_each(|target| assert_eq!(classify(target), Some(Finding::Unknown)));
+    }
+
+    #[test]
+    fn mappings_by_line() {
+        let vault = (0, 1, 77);
+        let check = |line: &str| match mapping(line.as_bytes(), vault) {
+            Some(Refusal::Found { finding, .. }) => Some(finding),
+            _ => None,
+        };
+        assert_eq!(check("7f00-7f10 r--s 00000000 00:01 77   /memfd:ascetic-vault (deleted)"), None);
+        assert_eq!(check("7f00-7f10 rw-s 00000000 00:01 77   /memfd:ascetic-vault (deleted)"), Some(Finding::WritableAlias));
+        assert_eq!(check("7f00-7f10 rw-s 00000000 00:01 78   /memfd:other"), None);
+        assert_eq!(check("7f00-7f10 rw-s 00000000 00:0e 9   anon_inode:[io_uring]"), Some(Finding::IoUring));
+        assert_eq!(check("7f00-7f10 rw-p 00000000 00:00 0"), None);
+    }
+}

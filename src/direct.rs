@@ -1,0 +1,174 @@
+//! The calls that may be direct: an allow list, one line of reason each.
+//!
+//! A direct call is made by T after checks on six registers. It may be on this list only if nothing more is needed:
+//! it must not act on the calling task (that is T, not U), not create, stop or signal tasks, not change mappings, and
+//! must not follow pointers in memory to anything but memory that the kernel itself checks. A policy picks from the
+//! list; what is not here, and any number that the kernel may add, does not compile ([`Policy::direct`]).
+//!
+//! The vault is read-only memory between guard pages, so a call that only fills or reads buffers cannot harm it even
+//! through an `iovec`; a pointer into it in a register is refused all the same.
+//!
+//! [`Policy::direct`]: crate::policy::Policy::direct
+
+use crate::sys::Sysno;
+
+/// One call of the list.
+#[derive(Clone, Copy, Debug)]
+pub struct Direct {
+    /// The call.
+    pub call: Sysno,
+    /// Bit `i` is set when argument `i` is a descriptor: protected ones are refused there.
+    pub fds: u32,
+    /// Why T may make it on registers alone.
+    pub reason: &'static str,
+}
+
+const fn d(call: Sysno, fds: u32, reason: &'static str) -> Direct {
+    Direct { call, fds, reason }
+}
+
+const FD: u32 = 0b1;
+const FD_FD: u32 = 0b11;
+
+/// The list.
+pub const DIRECT: &[Direct] = &[
+    // Facts that are the same for T and U.
+    d(Sysno::getppid, 0, "the supervisor is the parent of T and of U"),
+    d(Sysno::getuid, 0, "credentials are the same for both, and fixed"),
+    d(Sysno::geteuid, 0, "as getuid"),
+    d(Sysno::getgid, 0, "as getuid"),
+    d(Sysno::getegid, 0, "as getuid"),
+    d(Sysno::getresuid, 0, "as getuid; fills memory"),
+    d(Sysno::getresgid, 0, "as getuid; fills memory"),
+    d(Sysno::getgroups, 0, "as getuid; fills memory"),
+    d(Sysno::getpgrp, 0, "T and U are in one process group"),
+    d(Sysno::uname, 0, "fills memory with constants of the machine"),
+    d(Sysno::sysinfo, 0, "fills memory with counters of the machine"),
+    // Time.
+    d(Sysno::clock_gettime, 0, "fills memory; T's CPU clocks tell of T, the others of the machine"),
+    d(Sysno::clock_getres, 0, "fills memory"),
+    d(Sysno::gettimeofday, 0, "fills memory"),
+    d(Sysno::time, 0, "fills memory"),
+    d(Sysno::nanosleep, 0, "T sleeps for U; nobody else waits for T"),
+    d(Sysno::clock_nanosleep, 0, "as nanosleep"),
+    d(Sysno::sched_yield, 0, "gives up the CPU"),
+    d(Sysno::getrandom, 0, "fills memory"),
+    // Bytes through descriptors that the guest holds anyway.
+    d(Sysno::read, FD, "U may make it itself; fills memory"),
+    d(Sysno::write, FD, "U may make it itself; reads memory"),
+    d(Sysno::readv, FD, "as read; the kernel checks the buffers that the iovec names"),
+    d(Sysno::writev, FD, "as write; everything mapped is readable by U anyway"),
+    d(Sysno::pread64, FD, "as read"),
+    d(Sysno::pwrite64, FD, "as write"),
+    d(Sysno::lseek, FD, "moves the offset of a file that the guest holds"),
+    d(Sysno::fstat, FD, "fills memory with facts of a file that the guest holds"),
+    d(Sysno::fstatfs, FD, "as fstat"),
+    d(Sysno::fsync, FD, "of a file that the guest holds"),
+    d(Sysno::fdatasync, FD, "as fsync"),
+    d(Sysno::ftruncate, FD, "of a file that the guest holds open for writing"),
+    d(Sysno::fallocate, FD, "as ftruncate"),
+    d(Sysno::getdents64, FD, "lists a folder that the guest holds; fills memory"),
+    d(Sysno::sendfile, FD_FD, "as read and write"),
+    d(Sysno::poll, 0, "looks at descriptors; a doorbell may be looked at"),
+    // The table of descriptors.
+    d(Sysno::close, FD, "of the guest's own; the sandbox's are refused"),
+    d(Sysno::dup, FD, "as close"),
+    d(Sysno::dup2, FD_FD, "as close, both ways"),
+    d(Sysno::dup3, FD_FD, "as close, both ways"),
+    d(Sysno::pipe, 0, "new descriptors of a kind that reaches nobody else"),
+    d(Sysno::pipe2, 0, "as pipe; O_ASYNC has no owner and signals nobody"),
+    d(Sysno::eventfd2, 0, "as pipe"),
+    d(Sysno::epoll_create1, 0, "as pipe"),
+    d(Sysno::epoll_ctl, 0b101, "both descriptors are the guest's"),
+    d(Sysno::epoll_wait, FD, "fills memory"),
+    d(Sysno::timerfd_create, 0, "as pipe; no signal"),
+    d(Sysno::timerfd_settime, FD, "as timerfd_create"),
+    d(Sysno::timerfd_gettime, FD, "as timerfd_create"),
+    // The same on i386, with 64-bit arguments or results.
+    #[cfg(target_arch = "x86")]
+    d(Sysno::getuid32, 0, "as getuid"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::geteuid32, 0, "as getuid"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::getgid32, 0, "as getuid"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::getegid32, 0, "as getuid"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::clock_gettime64, 0, "as clock_gettime"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::clock_getres_time64, 0, "as clock_getres"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::clock_nanosleep_time64, 0, "as nanosleep"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::_llseek, FD, "as lseek; fills memory"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::fstat64, FD, "as fstat"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::fstatfs64, FD, "as fstatfs"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::ftruncate64, FD, "as ftruncate"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::sendfile64, FD_FD, "as sendfile"),
+];
+
+/// Why a call may not be direct, for those that people are likely to try.
+pub(crate) const fn why_not(call: Sysno) -> &'static str {
+    match call {
+        Sysno::prctl
+        | Sysno::arch_prctl
+        | Sysno::set_thread_area
+        | Sysno::modify_ldt
+        | Sysno::rt_sigaction
+        | Sysno::rt_sigprocmask
+        | Sysno::sigaltstack
+        | Sysno::rt_sigtimedwait
+        | Sysno::signalfd
+        | Sysno::signalfd4
+        | Sysno::set_tid_address
+        | Sysno::set_robust_list
+        | Sysno::rseq
+        | Sysno::personality
+        | Sysno::unshare
+        | Sysno::setns
+        | Sysno::alarm
+        | Sysno::setitimer
+        | Sysno::exit
+        | Sysno::exit_group
+        | Sysno::execve
+        | Sysno::execveat
+        | Sysno::getpid
+        | Sysno::gettid
+        | Sysno::seccomp
+        | Sysno::ppoll
+        | Sysno::pselect6
+        | Sysno::epoll_pwait => "it acts on the calling task, and that is the trusted thread",
+        Sysno::clone
+        | Sysno::clone3
+        | Sysno::fork
+        | Sysno::vfork
+        | Sysno::kill
+        | Sysno::tkill
+        | Sysno::tgkill
+        | Sysno::rt_sigqueueinfo
+        | Sysno::timer_create
+        | Sysno::ptrace
+        | Sysno::pidfd_send_signal
+        | Sysno::fcntl => "it can create, stop or signal tasks",
+        Sysno::mmap
+        | Sysno::mprotect
+        | Sysno::munmap
+        | Sysno::mremap
+        | Sysno::brk
+        | Sysno::remap_file_pages
+        | Sysno::shmat
+        | Sysno::madvise
+        | Sysno::pkey_mprotect => "it changes mappings",
+        Sysno::process_vm_writev | Sysno::userfaultfd | Sysno::io_uring_setup | Sysno::io_uring_enter => {
+            "it reaches memory by another road"
+        }
+        Sysno::open | Sysno::openat | Sysno::openat2 | Sysno::stat | Sysno::access | Sysno::connect => {
+            "its decision needs memory that the guest can change meanwhile"
+        }
+        _ => "it is not on the direct allow list (src/direct.rs)",
+    }
+}

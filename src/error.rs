@@ -1,0 +1,297 @@
+//! What can go wrong before guest code runs, and whose fault it is.
+
+use crate::abi::NAME_MAX;
+use crate::signal;
+use crate::sys::{Errno, Sysno};
+use core::fmt;
+
+/// Who has to change something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// The program that calls this crate.
+    Embedder,
+    /// The kernel, or how the machine is set up.
+    Kernel,
+    /// This crate.
+    Runtime,
+}
+
+/// Why there is no sandbox. Nothing is left running, and no descriptor open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The guest's stack is smaller than [`MIN_STACK`](crate::pair::MIN_STACK) or too large to map.
+    Stack {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// A descriptor that the guest was to keep is not open, is negative, or is listed too high for the table.
+    ClosedDescriptor {
+        /// Its number.
+        fd: i32,
+    },
+    /// The descriptor for crash reports is not open.
+    ClosedCrashDescriptor {
+        /// Its number.
+        fd: i32,
+    },
+    /// [`enter`](crate::sandbox::enter) was called in a process with more than one thread.
+    MultiThreaded {
+        /// How many there are.
+        threads: u32,
+    },
+    /// The entry audit found something that would let the guest out.
+    Found {
+        /// What kind of thing.
+        finding: Finding,
+        /// Its descriptor; -1 for a mapping.
+        fd: i32,
+        /// What the kernel calls it.
+        name: Name,
+    },
+    /// The kernel has no seccomp (`CONFIG_SECCOMP`).
+    NoSeccomp,
+    /// The caller has a seccomp filter, and the kernel does not let such a task enter strict mode.
+    FilterInForce,
+    /// The caller is in strict mode already.
+    AlreadyStrict,
+    /// Two CPUs were asked for and one is available, or a CPU that the caller may not use.
+    Placement,
+    /// A system call of the supervisor failed.
+    Supervisor {
+        /// The call.
+        call: Sysno,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// A step of the set-up task failed.
+    Setup {
+        /// Which.
+        stage: SetupStage,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// A call of a birth script failed.
+    Birth {
+        /// `"trusted thread"` or `"untrusted thread"`.
+        task: &'static str,
+        /// The call.
+        call: Sysno,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// A task of the new sandbox ended before guest code ran.
+    Died {
+        /// `"set-up task"`, `"trusted thread"` or `"untrusted thread"`.
+        task: &'static str,
+        /// How.
+        status: Status,
+    },
+}
+
+impl Error {
+    /// Who has to change something.
+    pub fn party(&self) -> Party {
+        match self {
+            Self::Stack { .. }
+            | Self::ClosedDescriptor { .. }
+            | Self::ClosedCrashDescriptor { .. }
+            | Self::MultiThreaded { .. }
+            | Self::Found { .. }
+            | Self::FilterInForce
+            | Self::AlreadyStrict
+            | Self::Placement => Party::Embedder,
+            Self::NoSeccomp | Self::Supervisor { .. } | Self::Setup { .. } | Self::Birth { .. } => Party::Kernel,
+            Self::Died { .. } => Party::Runtime,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stack { bytes } => {
+                write!(f, "guest stack of {bytes} bytes: at least {} are needed", crate::pair::MIN_STACK)
+            }
+            Self::ClosedDescriptor { fd } => write!(f, "descriptor {fd} is to be kept, but it is not open"),
+            Self::ClosedCrashDescriptor { fd } => write!(f, "crash descriptor {fd} is not open"),
+            Self::MultiThreaded { threads } => {
+                write!(f, "enter: the process has {threads} threads, and only a single one can become the guest")
+            }
+            Self::Found { finding, fd: -1, name } => write!(f, "mapping {name}: {finding}"),
+            Self::Found { finding, fd, name } => write!(f, "descriptor {fd} ({name}): {finding}"),
+            Self::NoSeccomp => f.write_str("this kernel has no seccomp (CONFIG_SECCOMP)"),
+            Self::FilterInForce => f.write_str(
+                "a seccomp filter is in force (a container's?), and the kernel does not mix modes: use Lockdown::Filter",
+            ),
+            Self::AlreadyStrict => f.write_str("the caller is in seccomp strict mode already"),
+            Self::Placement => f.write_str("placement asks for CPUs that the caller may not use"),
+            Self::Supervisor { call, errno } => write!(f, "{}: {errno}", call.name()),
+            Self::Setup { stage, errno } => write!(f, "set-up, {}: {errno}", stage.describe()),
+            Self::Birth { task, call, errno } => write!(f, "birth of the {task}, {}: {errno}", call.name()),
+            Self::Died { task, status } => write!(f, "the {task} ended before guest code ran: {status}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// What the entry audit refuses.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Finding {
+    /// An io_uring: with SQPOLL it makes system calls on behalf of whoever writes to its rings.
+    IoUring = 1,
+    /// A userfaultfd: it can hold up whoever touches memory, T and the kernel included.
+    Userfaultfd = 2,
+    /// A writable mapping of the vault.
+    WritableAlias = 3,
+    /// Access to the memory of a process (`/proc/*/mem`): past every read-only mapping.
+    ProcessMemory = 4,
+    /// A kind of descriptor that this runtime does not know to be harmless.
+    Unknown = 5,
+}
+
+impl Finding {
+    pub(crate) fn from_raw(raw: u32) -> Self {
+        match raw {
+            1 => Self::IoUring,
+            2 => Self::Userfaultfd,
+            3 => Self::WritableAlias,
+            4 => Self::ProcessMemory,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::IoUring => "an io_uring makes system calls that seccomp does not see; close and unmap it first",
+            Self::Userfaultfd => "a userfaultfd can stall the trusted thread; close it first",
+            Self::WritableAlias => "a writable alias of the vault",
+            Self::ProcessMemory => "the memory of a process can be written through it",
+            Self::Unknown => "not a kind of descriptor that a guest is known to be able to hold safely",
+        })
+    }
+}
+
+/// What the kernel calls something, cut at [`NAME_MAX`] bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    bytes: [u8; NAME_MAX],
+    len: usize,
+}
+
+impl Name {
+    pub(crate) fn new(bytes: [u8; NAME_MAX], len: usize) -> Self {
+        Self { bytes, len: len.min(NAME_MAX) }
+    }
+
+    /// The name; what is not UTF-8 is left out.
+    pub fn as_str(&self) -> &str {
+        let bytes = self.bytes.get(..self.len).unwrap_or_default();
+        bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid())
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+/// What the set-up task was doing.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is its description")]
+pub enum SetupStage {
+    Parent = 1,
+    Handlers,
+    Proc,
+    Audit,
+    Keep,
+    Descriptors,
+    Vault,
+    Seal,
+    CloneTrusted,
+    CloneUntrusted,
+}
+
+impl SetupStage {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Parent,
+        Self::Handlers,
+        Self::Proc,
+        Self::Audit,
+        Self::Keep,
+        Self::Descriptors,
+        Self::Vault,
+        Self::Seal,
+        Self::CloneTrusted,
+        Self::CloneUntrusted,
+    ];
+
+    /// In words.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Parent => "following the supervisor into death",
+            Self::Handlers => "resetting signal handlers",
+            Self::Proc => "reading /proc/self for the entry audit (is /proc mounted?)",
+            Self::Audit => "entry audit",
+            Self::Keep => "checking the descriptors to keep",
+            Self::Descriptors => "arranging descriptors",
+            Self::Vault => "mapping the vault",
+            Self::Seal => "mseal of the vault",
+            Self::CloneTrusted => "clone of the trusted thread",
+            Self::CloneUntrusted => "clone of the untrusted thread",
+        }
+    }
+}
+
+/// How a task ended: its wait status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// By `exit`.
+    Exited(u8),
+    /// By a signal.
+    Signaled {
+        /// Its number.
+        signal: i32,
+        /// Whether the kernel wrote a core.
+        core: bool,
+    },
+}
+
+impl Status {
+    /// From the word that `wait4(2)` stores.
+    pub fn from_raw(raw: i32) -> Self {
+        match raw & 0x7f {
+            0 => Self::Exited((raw >> 8) as u8),
+            signal => Self::Signaled { signal, core: raw & 0x80 != 0 },
+        }
+    }
+
+    /// Whether a signal ended the task, and this one.
+    pub fn is_signal(self, sig: i32) -> bool {
+        matches!(self, Self::Signaled { signal, .. } if signal == sig)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit status {code}"),
+            Self::Signaled { signal, core } => {
+                write!(f, "signal {signal} ({}){}", signal::name(*signal), if *core { ", core dumped" } else { "" })
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Defences to leave out, one by one, so that tests can show what each is worth. Only with the feature `experiments`.
+
+use crate::abi::{Mailbox, PAGE, STEP_SERVE, Step, VaultPage, VerdictPage};
+use crate::clone::CloneFlags;
+use crate::pair::Layout;
+use crate::setup::Plan;
+use crate::signal::{AltStack, SigSet};
+use crate::sys::{self, Sysno};
+use crate::trusted::Entry;
+use crate::untrusted;
+use core::sync::atomic::{AtomicBool, Ordering};
+use memoffset::offset_of;
+
+/// What to leave out. The default leaves nothing out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Weaken {
+    /// T and U share one table of signal handlers (`CLONE_SIGHAND`).
+    pub share_handlers: bool,
+    /// T keeps a valid stack pointer.
+    pub keep_stack: bool,
+    /// T blocks no signal.
+    pub unblock: bool,
+    /// T has an alternate stack.
+    pub altstack: bool,
+    /// U is not locked down: it plays a hostile guest that found a way around strict mode.
+    pub no_lockdown: bool,
+    /// Arguments may point into the vault.
+    pub no_vault_check: bool,
+    /// No descriptor is protected.
+    pub no_fd_check: bool,
+    /// The vault is not sealed, and mapped writable.
+    pub no_seal: bool,
+    /// The mappings of vault and mailbox are not sealed (`mseal`).
+    pub no_mseal: bool,
+    /// No entry audit.
+    pub no_audit: bool,
+    /// T and U do not follow the supervisor into death.
+    pub no_follow: bool,
+}
+
+/// T's stacks in experiments: the lowest quarter of the guest's stack, and the next.
+fn stacks(layout: &Layout) -> (AltStack, usize) {
+    let (stack, len) = layout.stack();
+    (AltStack { sp: stack, flags: 0, size: len / 4 }, stack + len / 2)
+}
+
+/// Makes a step do nothing.
+fn skip(step: &mut Step) {
+    step.nr = Sysno::getppid as u32;
+    step.check = 0;
+}
+
+impl Weaken {
+    pub(crate) fn apply(&self, vault: &mut VaultPage, page: &mut VerdictPage, layout: &Layout) {
+        if self.no_vault_check {
+            vault.vault_len = 0;
+        }
+        if self.no_fd_check {
+            vault.fd_len = 0;
+        }
+        if self.unblock {
+            page.t_mask = SigSet::EMPTY;
+        }
+        if self.altstack {
+            page.t_altstack = stacks(layout).0;
+            let at = layout.verdict().addr() + offset_of!(VerdictPage, t_altstack);
+            if let Some(end) = page.t.iter().position(|step| step.nr == STEP_SERVE) {
+                page.t.copy_within(end..=end, end + 1);
+                page.t[end] = Step { nr: Sysno::sigaltstack as u32, args: [at, 0, 0, 0, 0, 0], ..Step::default() };
+            }
+        }
+        let prctl = |step: &&mut Step, option| step.nr == Sysno::prctl as u32 && step.args[0] == option;
+        if self.no_lockdown {
+            page.u.iter_mut().filter(|step| prctl(step, sys::PR_SET_SECCOMP)).for_each(skip);
+        }
+        if self.no_follow {
+            page.u.iter_mut().chain(&mut page.t).filter(|step| prctl(step, sys::PR_SET_PDEATHSIG)).for_each(skip);
+        }
+    }
+
+    pub(crate) fn plan<'a>(&self, plan: Plan<'a>) -> Plan<'a> {
+        let share = CloneFlags::new().vm().sighand().files().sibling().bits();
+        let keep = (Entry::Unpoisoned, stacks(&plan.layout).1);
+        Plan {
+            clone_flags: if self.share_handlers { share } else { plan.clone_flags },
+            trusted: if self.keep_stack { keep } else { plan.trusted },
+            audit: !self.no_audit && !self.no_seal,
+            mseal: !self.no_mseal && !self.no_seal,
+            vault_writable: self.no_seal,
+            ..plan
+        }
+    }
+}
+
+/// In a guest: address and length of the mailbox.
+pub fn mailbox() -> (usize, usize) {
+    // SAFETY: a guest's state is mapped.
+    (unsafe { (*untrusted::state()).mailbox.addr() }, size_of::<Mailbox>())
+}
+
+/// In a guest: the vault, from (included) to (excluded).
+pub fn vault() -> (usize, usize) {
+    // SAFETY: a guest's state is mapped.
+    unsafe { (*untrusted::state()).fault.vault() }
+}
+
+/// In a guest: T's base page and the verdict page.
+pub fn pages() -> (*mut VaultPage, *mut VerdictPage) {
+    let (from, _) = vault();
+    ((from + 2 * PAGE) as *mut VaultPage, (from + 3 * PAGE) as *mut VerdictPage)
+}
+
+/// In a guest: the first of the sandbox's own descriptors.
+pub fn first_own_fd() -> i32 {
+    // SAFETY: a guest's state is mapped.
+    unsafe { (*untrusted::state()).doorbell_t }
+}
+
+/// In a guest: the sequence number of the last request, to forge the next.
+pub fn sequence() -> *mut u32 {
+    // SAFETY: a guest's state is mapped.
+    unsafe { &raw mut (*untrusted::state()).seq }
+}
+
+/// Makes the reporter fault in the middle of its next report, by a write to address 0.
+pub static FAULT_IN_REPORTER: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn fault_in_reporter() {
+    if FAULT_IN_REPORTER.load(Ordering::Relaxed) {
+        // SAFETY: none: the fault is the point.
+        unsafe { core::ptr::without_provenance_mut::<u8>(1).write_volatile(0) };
+    }
+}

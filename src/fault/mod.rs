@@ -1,0 +1,233 @@
+//! The fault reporter: runs in the guest, on its alternate stack, when it crashes.
+//!
+//! Uses `write` and `read` only, takes no lock, allocates nothing, cannot panic, and reads what may not be there
+//! through a pipe, which cannot fault. A fault inside it ends the report, not the truth: every path ends by handing the
+//! signal on to the kernel, so that the wait status, and a core if one is wanted, are those of the original fault.
+//!
+//! Guest code can forge, spoil or suppress all of this. It tells; it does not protect.
+
+pub mod classify;
+pub mod record;
+mod report;
+pub(crate) mod tsc;
+
+use crate::arch::{self, Frame};
+use crate::signal::{self, AltStack, SIGABRT, SIGSEGV, SIGSYS, SIGTRAP, SigInfo};
+use crate::sys;
+use crate::untrusted::{self, State};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes that the reporter copies at a time.
+pub(crate) const CHUNK: usize = 4096;
+/// `si_code` where the frame has none.
+pub(crate) const NO_CODE: i32 = i32::MIN;
+
+/// The reporter's part of a pair's state.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct FaultState {
+    stage: u32,
+    sig: i32,
+    sent: bool,
+    frame: *mut Frame,
+    stack: (usize, usize),
+    altstack: (usize, usize),
+    vault: (usize, usize),
+    /// What is being put together: a section head and a chunk.
+    buffer: [u8; CHUNK + 64],
+}
+
+const IDLE: u32 = 0;
+const REPORTING: u32 = 1;
+const HANDING_ON: u32 = 2;
+
+impl FaultState {
+    /// Notes where things are; addresses from (included) to (excluded).
+    pub(crate) fn prepare(&mut self, stack: (usize, usize), alt: AltStack, vault: (usize, usize)) {
+        self.stack = stack;
+        self.altstack = (alt.sp, alt.sp + alt.size);
+        self.vault = vault;
+        let hwcap2 = sys::auxv(sys::AT_HWCAP2).unwrap_or(0);
+        FSGSBASE.store(hwcap2 & 2 != 0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(feature = "experiments")]
+impl FaultState {
+    pub(crate) fn vault(&self) -> (usize, usize) {
+        self.vault
+    }
+}
+
+static FSGSBASE: AtomicBool = AtomicBool::new(false);
+
+/// Whether user code may read segment bases (`HWCAP2_FSGSBASE`).
+pub(crate) fn fsgsbase() -> bool {
+    FSGSBASE.load(Ordering::Relaxed)
+}
+
+/// U's handler for all reported signals; entered from `arch/*/fault.S`. `info` is null where the frame has none.
+///
+/// # Safety
+///
+/// Called by the kernel, with a frame that it built on this thread's alternate stack.
+pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *mut Frame) {
+    let state = untrusted::state();
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: the frame and the info are the kernel's; the state is mapped and this thread's own.
+    unsafe {
+        let (code, addr) = if info.is_null() { (NO_CODE, (*frame).cr2()) } else { ((*info).code, (*info).addr) };
+        match (*state).fault.stage {
+            IDLE if sig == SIGSEGV && tsc::emulate(state, frame) => return,
+            IDLE => {
+                (*state).fault.stage = REPORTING;
+                (*state).fault.sig = sig;
+                (*state).fault.frame = frame;
+                (*state).fault.sent = was_sent(state, sig, code, frame);
+                report::report(state, sig, code, addr, frame);
+                (*state).fault.stage = HANDING_ON;
+                hand_on(state, frame);
+            }
+            REPORTING => {
+                // The reporter faulted. What is written is written; end as the guest was to end.
+                (*state).fault.stage = HANDING_ON;
+                report::nested(state, sig, frame);
+                let original = (*state).fault.frame;
+                hand_on(state, original);
+                arch::asc_sigreturn(original);
+            }
+            _ => {
+                // Returned to, the instruction did not fault: the signal was sent by somebody.
+                (*state).fault.sent = true;
+                hand_on(state, frame);
+            }
+        }
+    }
+}
+
+/// Whether somebody sent the signal, rather than an instruction causing it. Where the frame does not tell, what cannot
+/// be a fault was sent; the rest shows when the instruction is repeated.
+///
+/// # Safety
+///
+/// As [`handler`].
+unsafe fn was_sent(state: *mut State, sig: i32, code: i32, frame: *mut Frame) -> bool {
+    if code != NO_CODE {
+        return code <= 0 || sig == SIGABRT;
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        match sig {
+            SIGABRT => true,
+            SIGSYS => !after_syscall(state, frame),
+            SIGTRAP => breakpoint_len(state, frame) == 0 && !(*frame).single_steps(),
+            _ => false,
+        }
+    }
+}
+
+/// Arranges that leaving the handler ends the guest with its true signal.
+///
+/// # Safety
+///
+/// As [`handler`].
+unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
+    // SAFETY: the caller's.
+    unsafe {
+        let sig = (*state).fault.sig;
+        if (*state).fault.sent {
+            if sig == SIGSEGV {
+                // Its action cannot be reset, so it is caused: a jump to the last bytes, which are no user's.
+                (*frame).set_pc(usize::MAX - 15);
+                (*frame).block(sig);
+            } else {
+                untrusted::ask_for_signal(state, sig); // pending until the frame unblocks it, and then the default
+            }
+            return;
+        }
+        // The fault repeats; the kernel finds the signal blocked, resets its action and ends the task.
+        (*frame).block(sig);
+        let pc = (*frame).pc();
+        match sig {
+            SIGTRAP => (*frame).set_pc(pc.wrapping_sub(breakpoint_len(state, frame))),
+            SIGSYS => (*frame).set_pc(pc.wrapping_sub(2)), // `syscall`, `sysenter` and `int $0x80` have two bytes
+            // Without a code nobody knows that it was a fault. If it was not, the step after it tells.
+            _ if arch::SA_FRAME == 0 => (*frame).single_step(),
+            _ => {}
+        }
+    }
+}
+
+/// Length of the breakpoint instruction that ends at the program counter; 0 if none does.
+unsafe fn breakpoint_len(state: *mut State, frame: *mut Frame) -> usize {
+    let mut behind = [0u8; 2];
+    // SAFETY: the frame is the kernel's.
+    let pc = unsafe { (*frame).pc() };
+    for (insn, len) in arch::BREAKPOINTS {
+        // SAFETY: the state is this thread's.
+        let read = unsafe { peek(state, pc.wrapping_sub(len), behind.as_mut_ptr(), len) };
+        if read == len && behind.get(..len) == Some(insn) {
+            return len;
+        }
+    }
+    0
+}
+
+/// Whether the program counter is behind a system call instruction.
+unsafe fn after_syscall(state: *mut State, frame: *mut Frame) -> bool {
+    let mut insn = [0u8; 2];
+    // SAFETY: the frame is the kernel's, the state this thread's.
+    let read = unsafe { peek(state, (*frame).pc().wrapping_sub(2), insn.as_mut_ptr(), 2) };
+    read == 2 && matches!(insn, [0xcd, 0x80] | [0x0f, 0x05] | [0x0f, 0x34])
+}
+
+/// Copies memory that may not be there; returns how many bytes it got. Through a pipe, page by page, because a pipe
+/// fails as a whole.
+///
+/// # Safety
+///
+/// `state` is this thread's; `to` has room for `len` bytes.
+pub(crate) unsafe fn peek(state: *mut State, from: usize, to: *mut u8, len: usize) -> usize {
+    let mut done = 0;
+    while done < len {
+        let at = from.wrapping_add(done);
+        let in_page = CHUNK.wrapping_sub(at & (CHUNK - 1));
+        let want = len.wrapping_sub(done).min(in_page);
+        // SAFETY: the kernel checks `at`; `to` has room for what was asked.
+        let got = unsafe {
+            match sys::write_from((*state).probe_write, at, want) {
+                Ok(n) => {
+                    let room = core::slice::from_raw_parts_mut(to.wrapping_add(done), n);
+                    sys::read((*state).probe_read, room).unwrap_or(0)
+                }
+                Err(_) => 0,
+            }
+        };
+        done = done.wrapping_add(got);
+        if got < want {
+            break;
+        }
+    }
+    done
+}
+
+/// Empties the probe pipe, should the guest have put something there.
+///
+/// # Safety
+///
+/// `state` is this thread's.
+pub(crate) unsafe fn drain(state: *mut State) {
+    // A pipe has at most 1 MiB by default limits; whatever is left spoils the guest's own report.
+    for _ in 0..256 {
+        // SAFETY: the caller's.
+        let (fd, buffer) = unsafe { ((*state).probe_read, &mut (*state).fault.buffer) };
+        if !matches!(sys::read(fd, buffer), Ok(n) if n > 0) {
+            return;
+        }
+    }
+}
+
+/// The highest reported signal fits in the low word of a mask: the old frame has no more in its `sigcontext`.
+const _: () = assert!(signal::SIGSYS < 32);

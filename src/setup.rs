@@ -1,0 +1,223 @@
+//! The set-up task: a forked child that turns its address space into a sandbox, starts T and U, and exits.
+//!
+//! It is single-threaded, blocks every signal, and uses only its stack. What it finds wrong it reports in the mailbox,
+//! which the supervisor reads when the task has ended and before any guest code runs.
+
+use crate::abi::{Mailbox, NAME_MAX};
+use crate::arch;
+use crate::audit::{self, Refusal};
+use crate::birth;
+use crate::error::SetupStage;
+use crate::pair::Layout;
+use crate::signal::{NSIG, SIGKILL, SigAction};
+use crate::sys::{self, Errno};
+use crate::trusted::Entry;
+use crate::untrusted;
+
+/// The sandbox's own descriptors, in the order of their numbers in the sandbox.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnFds {
+    /// The eventfd in which T sleeps.
+    pub doorbell_t: i32,
+    /// The eventfd in which U sleeps.
+    pub doorbell_u: i32,
+    /// The eventfd by which births and the reporter call the supervisor.
+    pub alarm: i32,
+    /// Where crash reports go.
+    pub crash: i32,
+    /// The pipe through which the reporter reads memory that may not be there.
+    pub probe_read: i32,
+    /// Its other end.
+    pub probe_write: i32,
+}
+
+/// How many descriptors a sandbox has of its own.
+pub const OWN_FDS: usize = 6;
+
+impl OwnFds {
+    /// The descriptors as a list, in order.
+    pub fn list(self) -> [i32; OWN_FDS] {
+        [self.doorbell_t, self.doorbell_u, self.alarm, self.crash, self.probe_read, self.probe_write]
+    }
+
+    /// The numbers they get in the sandbox: consecutive, from `lo` on.
+    pub fn from(lo: i32) -> Self {
+        Self {
+            doorbell_t: lo,
+            doorbell_u: lo + 1,
+            alarm: lo + 2,
+            crash: lo + 3,
+            probe_read: lo + 4,
+            probe_write: lo + 5,
+        }
+    }
+}
+
+/// What the set-up task is to do.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Where everything goes.
+    pub layout: Layout,
+    /// The vault's memfd.
+    pub vault: i32,
+    /// The mailbox's memfd.
+    pub mailbox: i32,
+    /// The sandbox's own descriptors, as they are numbered now.
+    pub own: OwnFds,
+    /// The first number that they get.
+    pub fd_lo: i32,
+    /// The descriptors that the guest keeps.
+    pub keep: &'a [i32],
+    /// Process id of the supervisor.
+    pub supervisor: u32,
+    /// The process id that the guest is told; 0 for U's own.
+    pub pid: u32,
+    /// How T and U are cloned.
+    pub clone_flags: usize,
+    /// Where T starts, and with which stack pointer.
+    pub trusted: (Entry, usize),
+    /// Whether the entry audit is made.
+    #[cfg(feature = "experiments")]
+    pub audit: bool,
+    /// Whether the mappings are sealed.
+    #[cfg(feature = "experiments")]
+    pub mseal: bool,
+    /// Whether the vault is left writable.
+    #[cfg(feature = "experiments")]
+    pub vault_writable: bool,
+}
+
+impl Plan<'_> {
+    /// Whether the defences are in force that only experiments leave out: audit, sealed mappings, read-only vault.
+    #[cfg(not(feature = "experiments"))]
+    fn defences(&self) -> (bool, bool, bool) {
+        (true, true, true)
+    }
+    #[cfg(feature = "experiments")]
+    fn defences(&self) -> (bool, bool, bool) {
+        (self.audit, self.mseal, !self.vault_writable)
+    }
+}
+
+type Step<T> = Result<T, (SetupStage, Errno)>;
+
+/// Does it, and exits: 0 if T and U exist.
+pub fn run(plan: &Plan<'_>) -> ! {
+    let mailbox = plan.layout.mailbox();
+    // SAFETY: the mailbox is mapped first, so that the rest can be reported.
+    let mapped = unsafe { plan.layout.map(plan.vault, plan.mailbox, !plan.defences().2) };
+    if mapped.is_err() {
+        sys::exit(2); // nowhere to say so but here
+    }
+    let status = match steps(plan, mailbox) {
+        Ok(()) => 0,
+        Err((stage, errno)) => {
+            // SAFETY: the mailbox is mapped, and no guest code runs yet.
+            unsafe {
+                (*mailbox).setup.stage = stage as u32;
+                if errno.into_raw() != 0 {
+                    (*mailbox).setup.errno = errno.into_raw() as u32;
+                }
+            }
+            1
+        }
+    };
+    sys::exit(status)
+}
+
+fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
+    let at = |stage| move |errno| (stage, errno);
+    // SAFETY: follows the supervisor into death.
+    unsafe { sys::prctl(sys::PR_SET_PDEATHSIG, SIGKILL as usize) }.map_err(at(SetupStage::Parent))?;
+    if sys::pids().1 != plan.supervisor {
+        return Err((SetupStage::Parent, Errno::ESRCH));
+    }
+    for sig in 1..=NSIG {
+        // SAFETY: the default action runs no code. SIGKILL and SIGSTOP say EINVAL: theirs cannot be changed.
+        match unsafe { sys::sigaction(sig, &SigAction::DEFAULT) } {
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(errno) => return Err((SetupStage::Handlers, errno)),
+        }
+    }
+    let (audited, sealed, _) = plan.defences();
+    if audited {
+        let identity = sys::identity(plan.vault).map_err(at(SetupStage::Vault))?;
+        audit::descriptors(plan.keep).map_err(|refusal| report(mailbox, refusal))?;
+        audit::mappings(identity).map_err(|refusal| report(mailbox, refusal))?;
+    }
+    if let Some(fd) = plan.keep.iter().find(|fd| !sys::is_open(**fd)) {
+        // SAFETY: the mailbox is mapped, and no guest code runs yet.
+        unsafe { (*mailbox).setup.fd = *fd };
+        return Err((SetupStage::Keep, Errno::EBADF));
+    }
+    arrange(plan).map_err(at(SetupStage::Descriptors))?;
+    if sealed {
+        match plan.layout.seal() {
+            Ok(()) | Err(Errno::ENOSYS) => {}
+            Err(errno) => return Err((SetupStage::Seal, errno)),
+        }
+    }
+    untrusted::adopt(plan.layout.state());
+
+    let verdict = plan.layout.verdict();
+    // SAFETY: field addresses of a mapped page.
+    let (t_script, u_script) = unsafe { (&raw const (*verdict).t, &raw const (*verdict).u) };
+    let (entry, sp) = plan.trusted;
+    let t = clone(plan, sp, entry, t_script.cast()).map_err(at(SetupStage::CloneTrusted))?;
+    // SAFETY: the mailbox is mapped, and no guest code runs yet.
+    unsafe { (*mailbox).setup.t = t };
+    let u = clone(plan, birth::start_sp(&plan.layout), Entry::Untrusted, u_script.cast())
+        .map_err(at(SetupStage::CloneUntrusted))?;
+    // SAFETY: as above; U waits for the supervisor's word before it looks at its state.
+    unsafe {
+        (*mailbox).setup.u = u;
+        (*plan.layout.state()).pid = if plan.pid == 0 { u } else { plan.pid };
+    }
+    Ok(())
+}
+
+fn clone(plan: &Plan<'_>, sp: usize, entry: Entry, script: *const crate::abi::Step) -> Result<u32, Errno> {
+    let layout = &plan.layout;
+    let code = layout.code() + entry.offset();
+    // SAFETY: `code` is a label of T's code in the vault, which is mapped, as are the pages handed over; all stay so.
+    let pid = unsafe { arch::asc_clone(plan.clone_flags, sp, code, layout.vault(), layout.mailbox(), script) };
+    Errno::from_ret(pid as usize).map(|pid| pid as u32)
+}
+
+fn report(mailbox: *mut Mailbox, refusal: Refusal) -> (SetupStage, Errno) {
+    match refusal {
+        Refusal::Proc(errno) => (SetupStage::Proc, errno),
+        Refusal::Found { finding, fd, name, len } => {
+            // SAFETY: the mailbox is mapped, and no guest code runs yet.
+            let setup = unsafe { &mut (*mailbox).setup };
+            setup.errno = finding as u32;
+            setup.fd = fd;
+            setup.name = name;
+            setup.name_len = len.min(NAME_MAX) as u32;
+            (SetupStage::Audit, Errno::new(0))
+        }
+    }
+}
+
+/// Gives the sandbox's own descriptors their numbers and closes all that nobody keeps.
+fn arrange(plan: &Plan<'_>) -> Result<(), Errno> {
+    let lo = plan.fd_lo;
+    let behind = lo + OWN_FDS as i32;
+    let mut high = [0; OWN_FDS];
+    for (to, fd) in high.iter_mut().zip(plan.own.list()) {
+        *to = sys::dup_from(fd, behind)?; // out of the way of the numbers that they get
+    }
+    for (i, fd) in high.iter().enumerate() {
+        sys::dup2(*fd, lo + i as i32)?;
+    }
+    let mut next = 0;
+    while next < lo {
+        let kept = plan.keep.iter().copied().filter(|fd| *fd >= next).min().unwrap_or(lo).min(lo);
+        if kept > next {
+            sys::close_range(next as u32, kept as u32 - 1)?;
+        }
+        next = kept + 1;
+    }
+    sys::close_range(behind as u32, u32::MAX)
+}
+

@@ -1,0 +1,134 @@
+//! Signals as the kernel wants them: sets, actions, alternate stacks, and what it tells a handler.
+
+/// `SIGILL`
+pub const SIGILL: i32 = 4;
+/// `SIGTRAP`
+pub const SIGTRAP: i32 = 5;
+/// `SIGABRT`
+pub const SIGABRT: i32 = 6;
+/// `SIGBUS`
+pub const SIGBUS: i32 = 7;
+/// `SIGFPE`
+pub const SIGFPE: i32 = 8;
+/// `SIGKILL`
+pub const SIGKILL: i32 = 9;
+/// `SIGSEGV`
+pub const SIGSEGV: i32 = 11;
+/// `SIGPIPE`
+pub const SIGPIPE: i32 = 13;
+/// `SIGXFSZ`
+pub const SIGXFSZ: i32 = 25;
+/// `SIGSYS`
+pub const SIGSYS: i32 = 31;
+/// The highest signal number.
+pub const NSIG: i32 = 64;
+
+/// The signals that the fault reporter handles.
+pub const REPORTED: [i32; 7] = [SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS];
+
+/// `SA_ONSTACK`: on the alternate stack.
+pub const SA_ONSTACK: usize = 0x0800_0000;
+/// `SA_RESTORER`: the handler returns to the address given.
+pub const SA_RESTORER: usize = 0x0400_0000;
+/// `SA_RESETHAND`: the action is the default one again when the handler starts.
+pub const SA_RESETHAND: usize = 0x8000_0000;
+
+/// The name of a signal of [`REPORTED`], or `SIG?`.
+pub const fn name(sig: i32) -> &'static str {
+    match sig {
+        SIGSEGV => "SIGSEGV",
+        SIGBUS => "SIGBUS",
+        SIGILL => "SIGILL",
+        SIGFPE => "SIGFPE",
+        SIGTRAP => "SIGTRAP",
+        SIGABRT => "SIGABRT",
+        SIGSYS => "SIGSYS",
+        SIGKILL => "SIGKILL",
+        _ => "SIG?",
+    }
+}
+
+/// A set of signals, 64 bits on both architectures.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SigSet([u32; 2]);
+
+impl SigSet {
+    /// No signal.
+    pub const EMPTY: Self = Self([0; 2]);
+    /// Every signal. The kernel leaves out SIGKILL and SIGSTOP itself.
+    pub const ALL: Self = Self([u32::MAX; 2]);
+
+    /// The set with these signals.
+    pub fn of(signals: &[i32]) -> Self {
+        let mut set = Self::EMPTY;
+        signals.iter().for_each(|sig| set.add(*sig));
+        set
+    }
+
+    /// The signals that are not in this set.
+    pub fn complement(self) -> Self {
+        Self(self.0.map(|word| !word))
+    }
+
+    /// Adds a signal.
+    pub fn add(&mut self, sig: i32) {
+        let bit = (sig - 1) as u32;
+        if let Some(word) = self.0.get_mut(bit as usize / 32) {
+            *word |= 1 << (bit % 32);
+        }
+    }
+
+    /// Low and high half.
+    pub fn words(self) -> [u32; 2] {
+        self.0
+    }
+}
+
+/// `struct sigaction` of the kernel (`include/linux/signal_types.h`), not of a libc.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SigAction {
+    /// Handler, 0 for the default action.
+    pub handler: usize,
+    /// `SA_*`
+    pub flags: usize,
+    /// Where the handler returns to.
+    pub restorer: usize,
+    /// What is blocked while it runs.
+    pub mask: SigSet,
+}
+
+impl SigAction {
+    /// The default action.
+    pub const DEFAULT: Self = Self { handler: 0, flags: 0, restorer: 0, mask: SigSet::EMPTY };
+}
+
+/// `stack_t`: an alternate signal stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AltStack {
+    /// Lowest address.
+    pub sp: usize,
+    /// `SS_*`, 0 for "in use".
+    pub flags: i32,
+    /// Bytes.
+    pub size: usize,
+}
+
+/// The part of `siginfo_t` that a fault handler looks at (`include/uapi/asm-generic/siginfo.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SigInfo {
+    /// Signal number.
+    pub signo: i32,
+    /// Unused on x86.
+    pub errno: i32,
+    /// What kind of fault, or who sent it (0 and below).
+    pub code: i32,
+    /// Padding.
+    #[cfg(target_pointer_width = "64")]
+    pub pad: i32,
+    /// Address of the fault; after SIGSYS, of the call.
+    pub addr: usize,
+}

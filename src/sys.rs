@@ -1,0 +1,477 @@
+//! The kernel, called without a libc: the few calls that set-up and supervision need, and their constants.
+//!
+//! Numbers come from the `syscalls` crate; constants from `include/uapi/linux/*.h`, each named as there.
+
+use core::ffi::CStr;
+use core::time::Duration;
+pub use syscalls::{Errno, Sysno};
+
+/// `EFAULT` as a plain number, for the assembly.
+pub const EFAULT: i32 = 14;
+/// `EBADF` as a plain number, for the assembly.
+pub const EBADF: i32 = 9;
+
+/// `PROT_READ`
+pub const PROT_READ: usize = 1;
+/// `PROT_WRITE`
+pub const PROT_WRITE: usize = 2;
+/// `PROT_EXEC`
+pub const PROT_EXEC: usize = 4;
+const MAP_SHARED: usize = 1;
+const MAP_PRIVATE: usize = 2;
+const MAP_FIXED: usize = 0x10;
+const MAP_ANONYMOUS: usize = 0x20;
+const MAP_NORESERVE: usize = 0x4000;
+const MADV_DONTFORK: usize = 10;
+const MFD_CLOEXEC: usize = 1;
+const MFD_ALLOW_SEALING: usize = 2;
+const MFD_EXEC: usize = 0x10;
+const F_DUPFD_CLOEXEC: usize = 1030;
+const F_GETFD: usize = 1;
+const F_GETFL: usize = 3;
+const F_SETFL: usize = 4;
+const F_ADD_SEALS: usize = 1033;
+/// `F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW`
+pub const SEAL_SIZE: usize = 1 | 2 | 4;
+/// `F_SEAL_FUTURE_WRITE`
+pub const SEAL_FUTURE_WRITE: usize = 0x10;
+const O_NONBLOCK: usize = 0o4000;
+const O_CLOEXEC: usize = 0o2000000;
+const EFD_CLOEXEC: usize = O_CLOEXEC;
+const SEEK_CUR: usize = 1;
+const WNOHANG: usize = 1;
+const WALL: usize = 0x4000_0000;
+const CLOCK_MONOTONIC: usize = 1;
+/// `PR_SET_PDEATHSIG`
+pub const PR_SET_PDEATHSIG: usize = 1;
+/// `PR_GET_SECCOMP`
+pub const PR_GET_SECCOMP: usize = 21;
+/// `PR_SET_SECCOMP`
+pub const PR_SET_SECCOMP: usize = 22;
+/// `PR_SET_TSC`
+pub const PR_SET_TSC: usize = 26;
+/// `PR_TSC_SIGSEGV`
+pub const PR_TSC_SIGSEGV: usize = 2;
+/// `PR_SET_NO_NEW_PRIVS`
+pub const PR_SET_NO_NEW_PRIVS: usize = 38;
+/// `PR_SET_NAME`
+pub const PR_SET_NAME: usize = 15;
+/// `FUTEX_WAIT`
+pub const FUTEX_WAIT: usize = 0;
+const FUTEX_WAKE: usize = 1;
+/// `SIG_SETMASK`
+pub const SIG_SETMASK: usize = 2;
+/// `AT_MINSIGSTKSZ` of the auxiliary vector (`arch/x86/include/uapi/asm/auxvec.h`).
+pub const AT_MINSIGSTKSZ: usize = 51;
+/// `AT_HWCAP2`
+pub const AT_HWCAP2: usize = 26;
+const AT_FDCWD: usize = -100isize as usize;
+
+/// Result of a system call.
+pub type Result<T> = core::result::Result<T, Errno>;
+
+/// Makes a system call.
+///
+/// # Safety
+///
+/// As the call's manual page says of these arguments.
+#[inline]
+pub unsafe fn call(nr: Sysno, args: [usize; 6]) -> Result<usize> {
+    let [a, b, c, d, e, f] = args;
+    // SAFETY: the caller answers for the call.
+    unsafe { syscalls::syscall6(nr, a, b, c, d, e, f) }
+}
+
+
+
+macro_rules! sys {
+    ($nr:ident $(, $arg:expr)* $(,)?) => { sys!(@ $nr, [$($arg,)*], [0, 0, 0, 0, 0, 0]) };
+    (@ $nr:ident, [$($arg:expr,)*], $zero:expr) => {{
+        let given = [$($arg),*];
+        let mut args: [usize; 6] = $zero;
+        let mut rest = args.iter_mut();
+        for value in given {
+            if let Some(slot) = rest.next() {
+                *slot = value;
+            }
+        }
+        $crate::sys::call($crate::sys::Sysno::$nr, args)
+    }};
+}
+
+/// Reserves `len` bytes of address space: private, no access, no memory.
+pub fn reserve(len: usize) -> Result<usize> {
+    // SAFETY: a new mapping wherever there is room.
+    unsafe { mmap(0, len, 0, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, usize::MAX, 0) }
+}
+
+/// Maps `fd` shared wherever there is room.
+pub fn map_shared(len: usize, prot: usize, fd: i32) -> Result<usize> {
+    // SAFETY: a new mapping wherever there is room.
+    unsafe { mmap(0, len, prot, MAP_SHARED, fd as usize, 0) }
+}
+
+/// Maps `fd` shared at `addr`, replacing what is there.
+///
+/// # Safety
+///
+/// Nothing refers to the memory that is replaced.
+pub unsafe fn map_shared_at(addr: usize, len: usize, prot: usize, fd: i32, offset: usize) -> Result<()> {
+    // SAFETY: the caller's.
+    unsafe { mmap(addr, len, prot, MAP_SHARED | MAP_FIXED, fd as usize, offset) }.map(drop)
+}
+
+unsafe fn mmap(addr: usize, len: usize, prot: usize, flags: usize, fd: usize, offset: usize) -> Result<usize> {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's.
+    return unsafe { sys!(mmap, addr, len, prot, flags, fd, offset) };
+    #[cfg(target_arch = "x86")]
+    // SAFETY: the caller's. mmap2 counts the offset in pages.
+    return unsafe { sys!(mmap2, addr, len, prot, flags, fd, offset / crate::abi::PAGE) };
+}
+
+/// Changes the protection of pages.
+///
+/// # Safety
+///
+/// No reference relies on the access that is taken away.
+pub unsafe fn mprotect(addr: usize, len: usize, prot: usize) -> Result<()> {
+    // SAFETY: the caller's.
+    unsafe { sys!(mprotect, addr, len, prot) }.map(drop)
+}
+
+/// Unmaps pages.
+///
+/// # Safety
+///
+/// Nothing refers to the memory any more.
+pub unsafe fn munmap(addr: usize, len: usize) -> Result<()> {
+    // SAFETY: the caller's.
+    unsafe { sys!(munmap, addr, len) }.map(drop)
+}
+
+/// Keeps a mapping out of forked children.
+pub fn dont_fork(addr: usize, len: usize) -> Result<()> {
+    // SAFETY: changes what children inherit, nothing here.
+    unsafe { sys!(madvise, addr, len, MADV_DONTFORK) }.map(drop)
+}
+
+/// `mseal(2)`, since Linux 6.10; `ENOSYS` before. Its number is 462 everywhere (`scripts/syscall.tbl`).
+pub fn mseal(addr: usize, len: usize) -> Result<()> {
+    // SAFETY: forbids later changes of the mappings; their content and access stay.
+    Errno::from_ret(unsafe { crate::arch::syscall3(462, addr, len, 0) }).map(drop)
+}
+
+/// A new memfd of `len` bytes that can be sealed. `exec` asks for one that may be mapped executable.
+pub fn memfd(name: &CStr, len: usize, exec: bool) -> Result<i32> {
+    let flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+    // SAFETY: `name` ends in NUL.
+    let create = |flags| unsafe { sys!(memfd_create, name.as_ptr() as usize, flags) };
+    let fd = match create(if exec { flags | MFD_EXEC } else { flags }) {
+        Err(Errno::EINVAL) => create(flags)?, // before 6.3 there is no MFD_EXEC, and every memfd is executable
+        other => other?,
+    };
+    // SAFETY: `fd` is ours.
+    match unsafe { sys!(ftruncate, fd, len) } {
+        Ok(_) => Ok(fd as i32),
+        Err(errno) => {
+            close(fd as i32);
+            Err(errno)
+        }
+    }
+}
+
+/// Adds seals to a memfd.
+pub fn seal(fd: i32, seals: usize) -> Result<()> {
+    // SAFETY: only restricts what can be done with the file.
+    unsafe { sys!(fcntl, fd as usize, F_ADD_SEALS, seals) }.map(drop)
+}
+
+/// A new eventfd, blocking.
+pub fn eventfd() -> Result<i32> {
+    // SAFETY: makes a descriptor.
+    unsafe { sys!(eventfd2, 0, EFD_CLOEXEC) }.map(|fd| fd as i32)
+}
+
+/// A new pipe that never blocks: (read end, write end).
+pub fn pipe() -> Result<(i32, i32)> {
+    let mut ends = [0i32; 2];
+    // SAFETY: the kernel stores two descriptors.
+    unsafe { sys!(pipe2, ends.as_mut_ptr() as usize, O_CLOEXEC | O_NONBLOCK) }?;
+    Ok((ends[0], ends[1]))
+}
+
+/// Closes a descriptor that is the caller's own.
+pub fn close(fd: i32) {
+    // SAFETY: the caller owns it. Linux closes it whatever close() returns.
+    let _ = unsafe { sys!(close, fd as usize) };
+}
+
+/// Closes all descriptors from `first` to `last`.
+pub fn close_range(first: u32, last: u32) -> Result<()> {
+    // SAFETY: the caller owns the table: it is a process of its own.
+    unsafe { sys!(close_range, first as usize, last as usize, 0) }.map(drop)
+}
+
+/// Whether `fd` is open.
+pub fn is_open(fd: i32) -> bool {
+    // SAFETY: asks only.
+    unsafe { sys!(fcntl, fd as usize, F_GETFD) }.is_ok()
+}
+
+/// Sets `O_NONBLOCK` on the file that `fd` refers to.
+pub fn set_nonblocking(fd: i32) -> Result<()> {
+    // SAFETY: changes a status flag.
+    let flags = unsafe { sys!(fcntl, fd as usize, F_GETFL) }?;
+    // SAFETY: as above.
+    unsafe { sys!(fcntl, fd as usize, F_SETFL, flags | O_NONBLOCK) }.map(drop)
+}
+
+/// Duplicates `fd` to the lowest free number from `min` on.
+pub fn dup_from(fd: i32, min: i32) -> Result<i32> {
+    // SAFETY: makes a descriptor.
+    unsafe { sys!(fcntl, fd as usize, F_DUPFD_CLOEXEC, min as usize) }.map(|fd| fd as i32)
+}
+
+/// Duplicates `from` as `to`, which stays open over `execve`.
+pub fn dup2(from: i32, to: i32) -> Result<()> {
+    // SAFETY: the caller owns `to`.
+    unsafe { sys!(dup2, from as usize, to as usize) }.map(drop)
+}
+
+/// Reads into `buf`.
+pub fn read(fd: i32, buf: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel stores at most `buf.len()` bytes.
+    unsafe { sys!(read, fd as usize, buf.as_mut_ptr() as usize, buf.len()) }
+}
+
+/// Writes `buf`.
+pub fn write(fd: i32, buf: &[u8]) -> Result<usize> {
+    // SAFETY: the kernel reads at most `buf.len()` bytes.
+    unsafe { write_from(fd, buf.as_ptr() as usize, buf.len()) }
+}
+
+/// Writes memory that may not be there: `EFAULT` tells.
+///
+/// # Safety
+///
+/// None for memory; the bytes go to `fd`.
+pub unsafe fn write_from(fd: i32, addr: usize, len: usize) -> Result<usize> {
+    // SAFETY: the kernel checks the addresses.
+    unsafe { sys!(write, fd as usize, addr, len) }
+}
+
+/// Reads at an offset of a file.
+pub fn pread(fd: i32, buf: &mut [u8], offset: usize) -> Result<usize> {
+    // SAFETY: the kernel stores at most `buf.len()` bytes. On i386 the offset takes two registers, low half first.
+    unsafe { sys!(pread64, fd as usize, buf.as_mut_ptr() as usize, buf.len(), offset, 0) }
+}
+
+/// The file offset of `fd`.
+pub fn offset(fd: i32) -> Result<usize> {
+    // SAFETY: asks only.
+    unsafe { sys!(lseek, fd as usize, 0, SEEK_CUR) }
+}
+
+/// Opens a file to read.
+pub fn open(path: &CStr) -> Result<i32> {
+    // SAFETY: `path` ends in NUL.
+    unsafe { sys!(openat, AT_FDCWD, path.as_ptr() as usize, O_CLOEXEC, 0) }.map(|fd| fd as i32)
+}
+
+/// Reads the target of the link `name` in the folder `dir`.
+pub fn readlinkat(dir: i32, name: &CStr, buf: &mut [u8]) -> Result<usize> {
+    // SAFETY: `name` ends in NUL; the kernel stores at most `buf.len()` bytes.
+    unsafe { sys!(readlinkat, dir as usize, name.as_ptr() as usize, buf.as_mut_ptr() as usize, buf.len()) }
+}
+
+/// Reads entries of a folder (`struct linux_dirent64`).
+pub fn getdents(fd: i32, buf: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel stores at most `buf.len()` bytes.
+    unsafe { sys!(getdents64, fd as usize, buf.as_mut_ptr() as usize, buf.len()) }
+}
+
+/// Inode and device of an open file, from `statx(2)`: (device major, minor, inode).
+pub fn identity(fd: i32) -> Result<(u32, u32, u64)> {
+    const AT_EMPTY_PATH: usize = 0x1000;
+    const STATX_INO: usize = 0x100;
+    let mut statx = [0u64; 32]; // struct statx: stx_ino at byte 32, stx_dev_major and _minor at 136
+    // SAFETY: the kernel stores 256 bytes.
+    unsafe { sys!(statx, fd as usize, c"".as_ptr() as usize, AT_EMPTY_PATH, STATX_INO, statx.as_mut_ptr() as usize) }?;
+    Ok((statx[17] as u32, (statx[17] >> 32) as u32, statx[4]))
+}
+
+/// `prctl(2)`.
+///
+/// # Safety
+///
+/// As the manual page says of `option`.
+pub unsafe fn prctl(option: usize, arg: usize) -> Result<usize> {
+    // SAFETY: the caller's.
+    unsafe { sys!(prctl, option, arg) }
+}
+
+/// The process id of the caller, and that of its parent.
+pub fn pids() -> (u32, u32) {
+    // SAFETY: cannot fail.
+    unsafe { (sys!(getpid).unwrap_or(0) as u32, sys!(getppid).unwrap_or(0) as u32) }
+}
+
+/// Replaces the signal mask of the calling thread; returns the old one.
+pub fn sigmask(new: crate::signal::SigSet) -> Result<crate::signal::SigSet> {
+    let mut old = crate::signal::SigSet::EMPTY;
+    // SAFETY: both sets are 8 bytes.
+    unsafe { sys!(rt_sigprocmask, SIG_SETMASK, &raw const new as usize, &raw mut old as usize, 8) }?;
+    Ok(old)
+}
+
+/// Sets the action of a signal.
+///
+/// # Safety
+///
+/// The handler, if there is one, may run at any time from now on.
+pub unsafe fn sigaction(sig: i32, action: &crate::signal::SigAction) -> Result<()> {
+    // SAFETY: the caller's.
+    unsafe { sys!(rt_sigaction, sig as usize, core::ptr::from_ref(action) as usize, 0, 8) }.map(drop)
+}
+
+/// Creates a child with a copy of the address space and no exit signal: `wait` needs `__WALL`, so that the embedder's
+/// own `wait(-1)` does not meet it. Returns 0 in the child.
+///
+/// # Safety
+///
+/// The child may use only what a signal handler may: other threads may have held any lock.
+pub unsafe fn fork() -> Result<u32> {
+    // SAFETY: the caller's.
+    unsafe { sys!(clone, 0, 0, 0, 0, 0) }.map(|pid| pid as u32)
+}
+
+/// Ends the calling task.
+pub fn exit(status: i32) -> ! {
+    loop {
+        // SAFETY: does not return.
+        let _ = unsafe { sys!(exit, status as usize) };
+    }
+}
+
+/// Waits for a child of any kind. `None` when `block` is false and it still lives.
+pub fn wait(pid: u32, block: bool) -> Result<Option<i32>> {
+    let mut status = 0i32;
+    loop {
+        // SAFETY: the kernel stores a status word.
+        let got = unsafe {
+            sys!(wait4, pid as usize, &raw mut status as usize, WALL | if block { 0 } else { WNOHANG }, 0)
+        };
+        match got {
+            Err(Errno::EINTR) => {}
+            other => return other.map(|id| (id != 0).then_some(status)),
+        }
+    }
+}
+
+/// Sends a signal to a process that the caller has not reaped yet.
+pub fn kill(pid: u32, sig: i32) -> Result<()> {
+    // SAFETY: the id cannot have been reused.
+    unsafe { sys!(kill, pid as usize, sig as usize) }.map(drop)
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub fn pidfd_open(pid: u32) -> Result<i32> {
+    // SAFETY: makes a descriptor (close-on-exec).
+    unsafe { sys!(pidfd_open, pid as usize, 0) }.map(|fd| fd as i32)
+}
+
+/// One descriptor to poll: `struct pollfd`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PollFd {
+    /// The descriptor; negative ones are passed over.
+    pub fd: i32,
+    /// What is asked for.
+    pub events: i16,
+    /// What is there.
+    pub revents: i16,
+}
+
+impl PollFd {
+    /// Asks whether `fd` can be read.
+    pub fn readable(fd: i32) -> Self {
+        Self { fd, events: 1, revents: 0 }
+    }
+}
+
+/// Waits until one of `fds` is ready or `timeout` has passed; returns how many are.
+pub fn poll(fds: &mut [PollFd], timeout: Option<Duration>) -> Result<usize> {
+    let ms = timeout.map_or(usize::MAX, |t| (t.as_micros().div_ceil(1000)).min(i32::MAX as u128) as usize);
+    // SAFETY: the kernel stores into `fds` only.
+    unsafe { sys!(poll, fds.as_mut_ptr() as usize, fds.len(), ms) }
+}
+
+/// Time since boot, without suspend (`CLOCK_MONOTONIC`), in nanoseconds.
+pub fn now() -> u64 {
+    let mut ts = [0usize; 2];
+    // SAFETY: the kernel stores a timespec of two words.
+    let _ = unsafe { sys!(clock_gettime, CLOCK_MONOTONIC, ts.as_mut_ptr() as usize) };
+    ts[0] as u64 * 1_000_000_000 + ts[1] as u64
+}
+
+/// Wakes everybody who sleeps on a futex word that processes share.
+pub fn futex_wake(word: *const u32) -> Result<usize> {
+    // SAFETY: wakes only.
+    unsafe { sys!(futex, word as usize, FUTEX_WAKE, i32::MAX as usize) }
+}
+
+/// Which processors the calling thread may run on.
+pub fn affinity() -> Result<CpuSet> {
+    let mut set = CpuSet::default();
+    // SAFETY: the kernel stores at most the size given.
+    unsafe { sys!(sched_getaffinity, 0, size_of::<CpuSet>(), set.0.as_mut_ptr() as usize) }?;
+    Ok(set)
+}
+
+/// The processor that the caller runs on.
+pub fn current_cpu() -> Result<usize> {
+    let mut cpu = 0u32;
+    // SAFETY: the kernel stores one word.
+    unsafe { sys!(getcpu, &raw mut cpu as usize, 0, 0) }?;
+    Ok(cpu as usize)
+}
+
+/// A set of processors, as `sched_setaffinity(2)` takes it: up to 1024.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CpuSet([usize; 128 / size_of::<usize>()]);
+
+impl Default for CpuSet {
+    fn default() -> Self {
+        Self([0; 128 / size_of::<usize>()])
+    }
+}
+
+impl CpuSet {
+    /// Only `cpu`.
+    pub fn one(cpu: usize) -> Self {
+        let mut set = Self::default();
+        if let Some(word) = set.0.get_mut(cpu / usize::BITS as usize) {
+            *word = 1 << (cpu % usize::BITS as usize);
+        }
+        set
+    }
+
+    /// The processors of the set, in order.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        let bits = usize::BITS as usize;
+        (0..1024).filter(move |cpu| self.0.get(cpu / bits).is_some_and(|word| word >> (cpu % bits) & 1 == 1))
+    }
+}
+
+/// A value of the auxiliary vector, read from `/proc/self/auxv`; `None` if it is not there.
+pub fn auxv(key: usize) -> Option<usize> {
+    let fd = open(c"/proc/self/auxv").ok()?;
+    let mut words = [0usize; 128];
+    // SAFETY: the kernel stores at most the size of `words`.
+    let read = unsafe { sys!(read, fd as usize, words.as_mut_ptr() as usize, size_of_val(&words)) };
+    close(fd);
+    let len = read.ok()? / size_of::<usize>();
+    words.get(..len)?.chunks_exact(2).find(|pair| pair[0] == key).map(|pair| pair[1])
+}

@@ -1,0 +1,241 @@
+//! U's side: how guest code asks for system calls. No heap, no libc, no lock.
+//!
+//! Everything here runs in the guest's own hands: it can be changed, skipped or forged by guest code, and nothing
+//! outside depends on it.
+
+use crate::abi::{Mailbox, PAGE};
+use crate::sys::{self, Errno, Sysno};
+use core::hint::spin_loop;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
+use static_assertions::const_assert;
+
+/// Brokered calls that are remembered for the reporter.
+pub const RING: usize = 32;
+/// Bytes of annotations.
+pub const ANNOTATIONS: usize = 1024;
+
+/// A brokered call with its result.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CallRecord {
+    /// The arguments.
+    pub args: [usize; 6],
+    /// What came back: a negative `errno` on failure.
+    pub result: usize,
+    /// The call's number.
+    pub nr: u32,
+    /// 1 when the call is under way, 2 when it has returned.
+    pub state: u32,
+}
+
+/// The state of U's runtime: private memory of the sandbox, beside the mailbox.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct State {
+    pub(crate) mailbox: *mut Mailbox,
+    pub(crate) entry: extern "C" fn(usize) -> i32,
+    pub(crate) arg: usize,
+    pub(crate) doorbell_t: i32,
+    pub(crate) doorbell_u: i32,
+    pub(crate) alarm: i32,
+    pub(crate) crash: i32,
+    pub(crate) probe_read: i32,
+    pub(crate) probe_write: i32,
+    pub(crate) spin: u32,
+    pub(crate) seq: u32,
+    pub(crate) pid: u32,
+    pub(crate) calls: u32,
+    pub(crate) raises: u32,
+    pub(crate) ring: [CallRecord; RING],
+    pub(crate) annotations_len: u32,
+    pub(crate) annotations: [u8; ANNOTATIONS],
+    pub(crate) tsc: crate::fault::tsc::Scale,
+    pub(crate) fault: crate::fault::FaultState,
+}
+
+const_assert!(size_of::<State>() <= 4 * PAGE);
+
+/// The state of this thread's pair. Set before guest code runs, in the sandbox's copy of memory only.
+static STATE: AtomicPtr<State> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Makes `state` this process's. Called by set-up code, in the sandbox.
+pub(crate) fn adopt(state: *mut State) {
+    STATE.store(state, Ordering::Relaxed);
+}
+
+/// The state of this thread's pair; null outside a sandbox.
+pub(crate) fn state() -> *mut State {
+    STATE.load(Ordering::Relaxed)
+}
+
+/// Whether the caller is a guest.
+pub fn is_guest() -> bool {
+    !state().is_null()
+}
+
+/// Where guest code starts, from the registers that the birth script's sigreturn loads.
+pub(crate) extern "C" fn start(state: *mut State) -> ! {
+    // SAFETY: set-up filled the state in; it stays mapped, and no other thread of this pair exists.
+    let (entry, arg) = unsafe { ((*state).entry, (*state).arg) };
+    exit(entry(arg))
+}
+
+/// Makes a system call through T. `getpid` and `gettid` are answered here: T's would be T's own; `exit` and
+/// `exit_group` end the guest.
+///
+/// # Errors
+///
+/// The kernel's, or the policy's refusal: `ENOSYS` or the `errno` chosen for the call; `EFAULT` for an argument that
+/// points into the vault; `EBADF` for a descriptor of the sandbox itself. `EPERM` outside a sandbox.
+///
+/// # Safety
+///
+/// As the call's manual page says of these arguments.
+pub unsafe fn call(nr: Sysno, args: [usize; 6]) -> sys::Result<usize> {
+    if state().is_null() {
+        return Err(Errno::EPERM);
+    }
+    match nr {
+        Sysno::getpid | Sysno::gettid => Ok(getpid() as usize),
+        Sysno::exit | Sysno::exit_group => exit(args[0] as i32),
+        // SAFETY: the caller's.
+        _ => Errno::from_ret(unsafe { call_raw(nr as u32, args) }),
+    }
+}
+
+/// Like [`call`], by number, with nothing answered here: what T says to it. Returns a negative `errno` on failure.
+///
+/// # Safety
+///
+/// The caller is a guest; otherwise as [`call`].
+pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
+    let state = state();
+    // SAFETY: a guest's state is mapped and its own.
+    unsafe {
+        let slot = &raw mut (*state).ring[(*state).calls as usize % RING];
+        (*slot).state = 1;
+        (*slot).nr = nr;
+        (*slot).args = args;
+        let result = ask(state, nr, args);
+        (*slot).result = result;
+        (*slot).state = 2;
+        (*state).calls = (*state).calls.wrapping_add(1);
+        result
+    }
+}
+
+/// Asks T and waits. Both sides publish "I sleep" and look again before they do, so no wake-up is lost.
+///
+/// # Safety
+///
+/// `state` is this thread's.
+pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6]) -> usize {
+    // SAFETY: the state and the mailbox are mapped; T writes to the reply line only, through atomics on our side.
+    unsafe {
+        let mailbox = (*state).mailbox;
+        let request = &raw mut (*mailbox).request;
+        let reply = &raw mut (*mailbox).reply;
+        let seq = (*state).seq.wrapping_add(1);
+        (*state).seq = seq;
+        (&raw mut (*request).nr).write_volatile(nr);
+        (&raw mut (*request).args).write_volatile(args);
+        atomic(&raw mut (*request).seq).store(seq, Ordering::Release);
+        fence(Ordering::SeqCst); // the request is out before the look: T sees it, or we ring
+        if atomic(&raw mut (*reply).asleep).load(Ordering::Relaxed) != 0 {
+            ring((*state).doorbell_t);
+        }
+        let ack = atomic(&raw mut (*reply).ack);
+        let mut left = (*state).spin;
+        while ack.load(Ordering::Acquire) != seq {
+            if left > 0 {
+                left -= 1;
+                spin_loop();
+                continue;
+            }
+            atomic(&raw mut (*request).asleep).store(1, Ordering::Relaxed);
+            fence(Ordering::SeqCst); // "U sleeps" is out before the look: T rings, or we see the reply
+            while ack.load(Ordering::Acquire) != seq {
+                let _ = sys::read((*state).doorbell_u, &mut [0; 8]);
+            }
+            atomic(&raw mut (*request).asleep).store(0, Ordering::Relaxed);
+        }
+        (&raw const (*reply).result).read_volatile()
+    }
+}
+
+/// # Safety
+///
+/// `word` is mapped and aligned for as long as the reference lives.
+unsafe fn atomic<'a>(word: *mut u32) -> &'a AtomicU32 {
+    // SAFETY: the caller's.
+    unsafe { AtomicU32::from_ptr(word) }
+}
+
+fn ring(doorbell: i32) {
+    let _ = sys::write(doorbell, &1u64.to_ne_bytes());
+}
+
+/// The guest's process id: the same before and after [`enter`](crate::sandbox::enter), and that of U after
+/// [`spawn`](crate::sandbox::spawn). 0 outside a sandbox.
+pub fn getpid() -> u32 {
+    let state = state();
+    // SAFETY: a guest's state is mapped and its own.
+    if state.is_null() { 0 } else { unsafe { (*state).pid } }
+}
+
+/// Ends the guest with an exit status.
+pub fn exit(status: i32) -> ! {
+    sys::exit(status)
+}
+
+/// Ends the guest with SIGABRT: reported like a fault, with this place in the backtrace.
+pub fn abort() -> ! {
+    let state = state();
+    if !state.is_null() {
+        // SAFETY: a guest's state is mapped and its own.
+        unsafe { ask_for_signal(state, crate::signal::SIGABRT) };
+    }
+    exit(128 + crate::signal::SIGABRT)
+}
+
+/// Asks the supervisor to send this task a signal, which it cannot do itself, and waits until it is pending.
+///
+/// # Safety
+///
+/// `state` is this thread's.
+pub(crate) unsafe fn ask_for_signal(state: *mut State, sig: i32) {
+    // SAFETY: the state and the mailbox are mapped.
+    unsafe {
+        let mailbox = (*state).mailbox;
+        (*state).raises = (*state).raises.wrapping_add(1);
+        let request = (*state).raises << 8 | sig as u32 & 0xff;
+        let raised = atomic(&raw mut (*mailbox).raised);
+        atomic(&raw mut (*mailbox).raise).store(request, Ordering::Release);
+        ring((*state).alarm);
+        // The supervisor rings after it has sent the signal. Should the doorbell be spoilt, the guest ends otherwise.
+        for _ in 0..64 {
+            if raised.load(Ordering::Acquire) == request || sys::read((*state).doorbell_u, &mut [0; 8]).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Adds `key=value` to what a crash report says. What no longer fits in [`ANNOTATIONS`] bytes is cut.
+pub fn annotate(key: &str, value: &str) {
+    let state = state();
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: a guest's state is mapped and its own; nobody else writes to it.
+    let (len, text) = unsafe { (&mut (*state).annotations_len, &mut (*state).annotations) };
+    let mut end = *len as usize;
+    for byte in key.bytes().chain(*b"=").chain(value.bytes()).chain(*b"\n") {
+        if let Some(slot) = text.get_mut(end) {
+            *slot = byte;
+            end += 1;
+        }
+    }
+    *len = end as u32;
+}
+

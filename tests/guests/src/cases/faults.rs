@@ -1,0 +1,428 @@
+//! Every kind of fault: the true signal, the class, and what the record says.
+
+use super::*;
+use ascetic::experiment;
+use ascetic::fault::classify::Class;
+use ascetic::fault::record::Kind;
+use ascetic::sys;
+use ascetic::untrusted;
+use core::arch::asm;
+use core::hint::black_box;
+
+pub const CASES: &[Case] = &[
+    case("fault_null_read", || is(null_read, 11, Class::NullPointer)),
+    case("fault_null_write", || is(null_write, 11, Class::NullPointer)),
+    case("fault_write_read_only", || is(write_read_only, 11, Class::WriteReadOnly)),
+    case("fault_read_unmapped", || is(read_unmapped, 11, Class::ReadUnmapped)),
+    case("fault_write_unmapped", || is(write_unmapped, 11, Class::WriteUnmapped)),
+    case("fault_execute_data", execute_data),
+    case("fault_jump_unmapped", || is(jump_unmapped, 11, Class::JumpUnmapped)),
+    #[cfg(target_arch = "x86_64")]
+    case("fault_non_canonical", || is(non_canonical, 11, Class::NonCanonical)),
+    case("fault_privileged", || is(privileged, 11, Class::Privileged)),
+    case("fault_vault", || is(vault, 11, Class::Vault)),
+    case("fault_stack_overflow", || is(overflow, 11, Class::StackOverflow)),
+    case("fault_wild_stack_pointer", || is(wild_stack, 11, Class::NullPointer)),
+    case("fault_misaligned", || is(misaligned, 7, Class::Misaligned)),
+    case("fault_beyond_file", beyond_file),
+    case("fault_divide", || is(divide, 8, Class::IntegerDivide)),
+    case("fault_floating_point", || is(floating, 8, Class::FloatingPoint)),
+    case("fault_ud2", || is(ud2, 4, Class::DeliberateTrap)),
+    case("fault_illegal", || is(illegal, 4, Class::IllegalInstruction)),
+    case("fault_int3", || is(int3, 5, Class::Breakpoint)),
+    case("fault_single_step", || is(single_step, 5, Class::SingleStep)),
+    case("fault_abort", || is(abort, 6, Class::Abort)),
+    case("fault_sent_segv", || sent(11)),
+    case("fault_sent_bus", || sent(7)),
+    case("fault_sent_fpe", || sent(8)),
+    case("fault_sent_ill", || sent(4)),
+    case("fault_sent_trap", || sent(5)),
+    case("fault_sent_sys", || sent(31)),
+    case("fault_sent_abrt", || sent(6)),
+    case("fault_sent_term_is_not_ours", sent_term),
+    case("fault_sent_while_in_call", sent_in_call),
+    case("fault_in_reporter_segv", || nested(null_write, 11)),
+    case("fault_in_reporter_fpe", || nested(divide, 8)),
+    case("fault_in_reporter_int3", || nested(int3, 5)),
+    case("fault_record_contents", contents),
+    case("fault_record_fits_a_pipe", to_pipe),
+    case("fault_full_pipe", || bad_pipe(true)),
+    case("fault_closed_pipe", || bad_pipe(false)),
+    case("fault_flooded_memory", flooded),
+    case("fault_two_at_once", two_at_once),
+    case("fault_latency", latency),
+];
+
+type Guest = extern "C" fn(usize) -> i32;
+
+fn is(guest: Guest, signal: i32, class: Class) {
+    must_crash(&config(), guest, 0, signal, |record| {
+        check!(record.complete);
+        check!(record.class() == class, "{}: {:?}", record.text, record.class());
+        check!(record.text.starts_with("ascetic: fault signal="));
+        check!(record.fault.unwrap().sig == signal);
+    });
+}
+
+extern "C" fn null_read(_: usize) -> i32 {
+    // SAFETY: none: the fault is the point, here and below.
+    unsafe { i32::from(black_box(8 as *const u8).read_volatile()) }
+}
+
+extern "C" fn null_write(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { black_box(16 as *mut u8).write_volatile(1) };
+    0
+}
+
+extern "C" fn write_read_only(_: usize) -> i32 {
+    static TEXT: [u8; 8] = [1; 8];
+    // SAFETY: see above.
+    unsafe { black_box(TEXT.as_ptr().cast_mut()).write_volatile(1) };
+    0
+}
+
+const UNMAPPED: usize = 0x1234_0000;
+
+extern "C" fn read_unmapped(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { i32::from(black_box(UNMAPPED as *const u8).read_volatile()) }
+}
+
+extern "C" fn write_unmapped(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { black_box(UNMAPPED as *mut u8).write_volatile(1) };
+    0
+}
+
+fn execute_data() {
+    extern "C" fn guest(_: usize) -> i32 {
+        static mut CODE: [u8; 8] = [0xc3; 8];
+        // SAFETY: see above.
+        unsafe { asm!("call {}", in(reg) &raw mut CODE, clobber_abi("C")) };
+        5
+    }
+    let mut sandbox = spawn(&config(), guest, 0);
+    let outcome = sandbox.wait(Some(PATIENCE));
+    if outcome.guest == Status::Exited(5) {
+        skip("this CPU or kernel has no NX: data can be executed");
+    }
+    is(guest, 11, Class::ExecuteData);
+}
+
+extern "C" fn jump_unmapped(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { asm!("call {}", in(reg) black_box(UNMAPPED), clobber_abi("C")) };
+    0
+}
+
+#[cfg(target_arch = "x86_64")]
+extern "C" fn non_canonical(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { i32::from(black_box(0x1234_5678_9abc_def0usize as *const u8).read_volatile()) }
+}
+
+extern "C" fn privileged(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { asm!("hlt") };
+    0
+}
+
+extern "C" fn vault(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { experiment::pages().0.cast::<u32>().write_volatile(0) };
+    0
+}
+
+#[inline(never)]
+#[allow(unconditional_recursion, reason = "the overflow is the point")]
+fn recurse(depth: usize) -> usize {
+    let frame = black_box([depth; 64]);
+    recurse(depth + 1) + frame[depth % 64]
+}
+
+extern "C" fn overflow(_: usize) -> i32 {
+    black_box(recurse(0)) as i32
+}
+
+extern "C" fn wild_stack(_: usize) -> i32 {
+    // SAFETY: see above.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("mov rsp, 0x1230", "push rax", options(noreturn))
+    }
+    // SAFETY: see above.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        asm!("mov esp, 0x1230", "push eax", options(noreturn))
+    }
+}
+
+extern "C" fn misaligned(_: usize) -> i32 {
+    let bytes = black_box([0u8; 16]);
+    // SAFETY: see above.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("pushfq", "or qword ptr [rsp], 0x40000", "popfq", "mov eax, [{0} + 1]", "mov eax, [{0} + 2]",
+            in(reg) bytes.as_ptr(), out("eax") _);
+    }
+    // SAFETY: see above.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        asm!("pushfd", "or dword ptr [esp], 0x40000", "popfd", "mov eax, [{0} + 1]", "mov eax, [{0} + 2]",
+            in(reg) bytes.as_ptr(), out("eax") _);
+    }
+    0
+}
+
+fn beyond_file() {
+    extern "C" fn guest(at: usize) -> i32 {
+        // SAFETY: see above.
+        unsafe { i32::from((at as *const u8).read_volatile()) }
+    }
+    let fd = sys::memfd(c"short", 4096, false).unwrap();
+    let at = sys::map_shared(8192, sys::PROT_READ, fd).unwrap();
+    must_crash(&config(), guest, at + 4096, 7, |record| {
+        check!(record.class() == Class::BeyondFile, "{:?}", record.class());
+        check!(record.fault.unwrap().addr == at as u64 + 4096);
+    });
+}
+
+extern "C" fn divide(zero: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { asm!("xor edx, edx", "div {0:e}", in(reg) zero, inout("eax") 1 => _, out("edx") _) };
+    0
+}
+
+extern "C" fn floating(_: usize) -> i32 {
+    // SAFETY: see above. All SSE exceptions are unmasked.
+    unsafe {
+        asm!("ldmxcsr [{}]", in(reg) &0u32);
+        asm!("xorps xmm0, xmm0", "divss xmm0, xmm0", out("xmm0") _);
+    }
+    0
+}
+
+extern "C" fn ud2(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { asm!("ud2") };
+    0
+}
+
+extern "C" fn illegal(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { asm!(".byte 0x0f, 0xff, 0xc0") };
+    0
+}
+
+extern "C" fn int3(_: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { asm!("int3") };
+    0
+}
+
+extern "C" fn single_step(_: usize) -> i32 {
+    // SAFETY: see above.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq", "nop", "nop")
+    };
+    // SAFETY: see above.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        asm!("pushfd", "or dword ptr [esp], 0x100", "popfd", "nop", "nop")
+    };
+    0
+}
+
+extern "C" fn abort(_: usize) -> i32 {
+    untrusted::abort()
+}
+
+extern "C" fn spins(_: usize) -> i32 {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// A signal that somebody sends ends the guest, with that signal, and the report says that it was sent.
+fn sent(signal: i32) {
+    let mut sandbox = spawn(&config(), spins, 0);
+    check!(sys::kill(sandbox.pids().1, signal).is_ok());
+    let outcome = sandbox.wait(Some(PATIENCE));
+    check!(outcome.guest.is_signal(signal), "{:?}", outcome);
+    let mut buffer = [0u8; RECORD_MAX];
+    let record = Record::decode(sandbox.record(&mut buffer)).unwrap();
+    check!(record.complete);
+    let class = record.class();
+    // The old frame does not tell of SIGSEGV and others whether they were sent.
+    check!(cfg!(target_arch = "x86") || class == Class::Sent || signal == 6, "{class:?}");
+}
+
+fn sent_term() {
+    let mut sandbox = spawn(&config(), spins, 0);
+    check!(sys::kill(sandbox.pids().1, 15).is_ok());
+    check!(sandbox.wait(Some(PATIENCE)).guest.is_signal(15));
+}
+
+fn sent_in_call() {
+    extern "C" fn guest(_: usize) -> i32 {
+        let hour = [3600usize, 0];
+        // SAFETY: reads a timespec.
+        let _ = unsafe { untrusted::call(Sysno::nanosleep, [hour.as_ptr() as usize, 0, 0, 0, 0, 0]) };
+        1
+    }
+    let mut sandbox = spawn(&config(), guest, 0);
+    let _ = sys::poll(&mut [], Some(Duration::from_millis(50)));
+    check!(sys::kill(sandbox.pids().1, 6).is_ok());
+    check!(sandbox.wait(Some(PATIENCE)).guest.is_signal(6));
+}
+
+/// The reporter itself faults: the wait status is that of the first fault, and the text line is there.
+fn nested(guest: Guest, signal: i32) {
+    experiment::FAULT_IN_REPORTER.store(true, core::sync::atomic::Ordering::Relaxed);
+    must_crash(&config(), guest, 0, signal, |record| {
+        check!(!record.complete);
+        check!(record.fault.unwrap().sig == signal);
+        check!(record.text.starts_with("ascetic: fault signal="), "{}", record.text);
+    });
+}
+
+const MARK: usize = 0x5ec0_4d12;
+
+extern "C" fn contents_guest(_: usize) -> i32 {
+    untrusted::annotate("format", "pcx");
+    // SAFETY: touches no memory, or is refused.
+    unsafe {
+        for _ in 0..40 {
+            let _ = untrusted::call(Sysno::getppid, [1, 2, 3, 4, 5, 6]);
+        }
+        let _ = untrusted::call(Sysno::openat, [MARK, 0, 0, 0, 0, 0]);
+    }
+    outer(1)
+}
+
+#[inline(never)]
+fn outer(x: usize) -> i32 {
+    black_box(inner(x + 1)) + 1
+}
+
+#[inline(never)]
+fn inner(x: usize) -> i32 {
+    let local = black_box([MARK + x; 4]);
+    // SAFETY: the fault is the point.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("movq xmm5, {0}", "mov r13, {0}", "mov [{1}], al", in(reg) MARK, in(reg) 0x18usize, out("r13") _)
+    };
+    // SAFETY: the fault is the point.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        asm!("movd xmm5, {0}", "mov edi, {0}", "mov [{1}], al", in(reg) MARK, in(reg) 0x18usize, out("edi") _)
+    };
+    local[x % 4] as i32
+}
+
+fn contents() {
+    must_crash(&config(), contents_guest, 0, 11, |record| {
+        check!(record.fault.unwrap().addr == 0x18);
+        let register = |name| record.registers().find(|r| r.0 == name).unwrap().1;
+        check!(register(if cfg!(target_arch = "x86") { "edi" } else { "r13" }) == MARK as u64);
+        check!(record.annotations().next() == Some(("format", "pcx")));
+
+        let calls = record.calls().count();
+        check!(calls == untrusted::RING, "{calls}");
+        let last = record.calls().last().unwrap();
+        check!(last.nr == Sysno::openat as u32 && last.args[0] == MARK as u64 && last.result == -38 && last.state == 2);
+
+        // The marks are on the stack; the words around the saved registers hold xmm5.
+        let has = |kind, needle: &[u8]| record.memory(kind).any(|(_, bytes)| bytes.windows(needle.len()).any(|w| w == needle));
+        check!(has(Kind::Stack, &(MARK + 2).to_le_bytes()));
+        check!(has(Kind::ExtendedState, &(MARK as u64).to_le_bytes()));
+        let extended: usize = record.memory(Kind::ExtendedState).map(|(_, bytes)| bytes.len()).sum();
+        check!(extended >= 512, "{extended}");
+
+        // The code is there, and the program counter is inside it.
+        let pc = record.fault.unwrap().pc;
+        check!(record.memory(Kind::Code).any(|(at, bytes)| (at..at + bytes.len() as u64).contains(&pc)));
+        let depth = record.backtrace().count();
+        check!(depth >= 4, "{depth}");
+    });
+}
+
+/// The embedder's own pipe, read while the guest writes.
+fn to_pipe() {
+    let (read, write) = sys::pipe().unwrap();
+    let mut sandbox = spawn(&Config { crash: Some(write), ..config() }, null_write, 0);
+    sys::close(write);
+    let mut buffer = [0u8; RECORD_MAX];
+    let mut have = 0;
+    loop {
+        let _ = sys::poll(&mut [sys::PollFd::readable(read)], Some(Duration::from_secs(20)));
+        match sys::read(read, &mut buffer[have..]) {
+            Ok(0) => break,
+            Ok(n) => have += n,
+            Err(sys::Errno::EAGAIN) => {}
+            Err(errno) => check!(false, "{errno}"),
+        }
+        if have > 0 && Record::decode(&buffer[..have]).is_some_and(|record| record.complete) {
+            break;
+        }
+    }
+    check!(sandbox.wait(Some(PATIENCE)).guest.is_signal(11));
+    check!(Record::decode(&buffer[..have]).is_some_and(|record| record.complete));
+}
+
+/// Nobody reads, or nobody can: the end is the true one all the same, and soon.
+fn bad_pipe(full: bool) {
+    let (read, write) = sys::pipe().unwrap();
+    if full {
+        while sys::write(write, &[0; 4096]).is_ok() {}
+    } else {
+        sys::close(read);
+    }
+    let mut sandbox = spawn(&Config { crash: Some(write), ..config() }, divide, 0);
+    let outcome = sandbox.wait(Some(PATIENCE));
+    check!(outcome.guest.is_signal(8), "{:?}", outcome);
+}
+
+/// The guest fills the memory for its own report: its loss, and nobody else's.
+fn flooded() {
+    extern "C" fn guest(_: usize) -> i32 {
+        let crash = experiment::first_own_fd() + 3;
+        while sys::write(crash, &[b'x'; 4096]).is_ok_and(|n| n > 0) {}
+        divide(0)
+    }
+    let outcome = run(&config(), guest, 0);
+    check!(outcome.guest.is_signal(8), "{:?}", outcome);
+}
+
+fn two_at_once() {
+    extern "C" fn guest(fd: usize) -> i32 {
+        // Both wait for the same line.
+        let _ = sys::read(fd as i32, &mut [0; 1]);
+        null_write(0)
+    }
+    let mut ends = [0i32; 2];
+    // SAFETY: the kernel stores two descriptors.
+    check!(unsafe { freestanding::call(Sysno::pipe2, [ends.as_mut_ptr() as usize, 0]) }.is_ok());
+    let keep = [1, ends[0]];
+    let config = Config { keep: &keep, ..config() };
+    let mut both = [spawn(&config, guest, ends[0] as usize), spawn(&config, guest, ends[0] as usize)];
+    check!(sys::write(ends[1], &[0; 2]) == Ok(2));
+    let mut buffer = [0u8; RECORD_MAX];
+    for sandbox in &mut both {
+        check!(sandbox.wait(Some(PATIENCE)).guest.is_signal(11));
+        let record = Record::decode(sandbox.record(&mut buffer)).unwrap();
+        check!(record.complete && record.fault.unwrap().pid == sandbox.pids().1);
+    }
+}
+
+/// From the fault to the end of the record; a bound that holds under emulation, too. The benchmark measures.
+fn latency() {
+    let mut sandbox = spawn(&config(), null_write, 0);
+    let start = sys::now();
+    let _ = sandbox.wait(Some(PATIENCE));
+    let took = sys::now() - start;
+    check!(took < 500_000_000, "{took} ns");
+}

@@ -1,0 +1,224 @@
+//! Bad use by the embedder: a typed error that names what was wrong, and nothing left behind.
+
+use super::*;
+use ascetic::error::{Error, Finding, Party};
+use ascetic::sandbox::Placement;
+use ascetic::seccomp::{Insn, Lockdown, Program};
+use ascetic::sys::{self, Errno};
+use freestanding::call;
+
+pub const CASES: &[Case] = &[
+    case("misuse_zero_stack", || refused(&Config { stack: 0, ..config() }, |e| matches!(e, Error::Stack { bytes: 0 }))),
+    case("misuse_huge_stack", || {
+        let stack = isize::MAX as usize;
+        refused(&Config { stack, ..config() }, |e| matches!(e, Error::Stack { .. }));
+        refused(&Config { stack: stack / 2, ..config() }, |e| matches!(e, Error::Stack { .. }));
+    }),
+    case("misuse_closed_crash_descriptor", || {
+        for fd in [-1, 55, i32::MAX] {
+            refused(&Config { crash: Some(fd), ..config() }, |e| matches!(e, Error::ClosedCrashDescriptor { fd: f } if *f == fd));
+        }
+    }),
+    case("misuse_closed_kept_descriptor", || {
+        for fd in [-1, 55, i32::MAX] {
+            refused(&Config { keep: &[1, fd], ..config() }, |e| matches!(e, Error::ClosedDescriptor { fd: f } if *f == fd));
+        }
+    }),
+    case("misuse_threaded_enter", threaded_enter),
+    case("misuse_one_cpu_apart", one_cpu_apart),
+    case("misuse_no_seccomp", no_seccomp),
+    case("misuse_under_a_filter", under_filter),
+    case("audit_finds_io_uring", || io_uring(false, true)),
+    case("audit_finds_io_uring_mapping", || io_uring(true, true)),
+    case("audit_off_shows_it", || io_uring(false, false)),
+    case("audit_finds_userfaultfd", userfaultfd),
+    case("audit_finds_process_memory", process_memory),
+    case("audit_finds_unknown_kinds", unknown_kind),
+    case("audit_needs_proc", needs_proc),
+    case("unlisted_descriptors_are_closed", unlisted),
+];
+
+/// Open descriptors of this process, counted.
+pub fn open_descriptors() -> usize {
+    (0..256).filter(|fd| sys::is_open(*fd)).count()
+}
+
+/// Whether this process has any child, of any kind.
+pub fn has_children() -> bool {
+    sys::wait(u32::MAX, false) != Err(Errno::ECHILD)
+}
+
+extern "C" fn never(_: usize) -> i32 {
+    println!("guest code ran");
+    1
+}
+
+fn refused(config: &Config<'_>, expected: impl Fn(&Error) -> bool) {
+    let before = open_descriptors();
+    match sandbox::spawn(config, never, 0) {
+        Ok(_) => check!(false),
+        Err(error) => {
+            check!(expected(&error), "{:?}", error);
+            check!(error.party() != Party::Runtime);
+            println!("{error}");
+        }
+    }
+    check!(open_descriptors() == before);
+    check!(!has_children());
+}
+
+/// A second thread that waits for ever.
+fn start_thread() {
+    const STACK: usize = 16384;
+    static mut MEMORY: [u8; STACK] = [0; STACK];
+    const THREAD: usize = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000; // VM FS FILES SIGHAND THREAD SYSVSEM
+    let top = (&raw mut MEMORY).addr() + STACK - 64;
+    // SAFETY: the child has a stack of its own and stays in the loop.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        core::arch::asm!("syscall", "test eax, eax", "jnz 3f", "2: pause", "jmp 2b", "3:",
+            inlateout("rax") Sysno::clone as usize => _, in("rdi") THREAD, in("rsi") top, in("rdx") 0, in("r10") 0, in("r8") 0,
+            out("rcx") _, out("r11") _);
+        #[cfg(target_arch = "x86")]
+        core::arch::asm!("int 0x80", "test eax, eax", "jnz 3f", "2: pause", "jmp 2b", "3:",
+            inlateout("eax") Sysno::clone as usize => _, in("ebx") THREAD, in("ecx") top, in("edx") 0, in("edi") 0);
+    }
+}
+
+fn exit_group(status: usize) -> ! {
+    // SAFETY: ends all threads.
+    let _ = unsafe { call(Sysno::exit_group, [status]) };
+    unreachable!()
+}
+
+fn threaded_enter() {
+    start_thread();
+    match sandbox::enter(&config()) {
+        Err(Error::MultiThreaded { threads: 2 }) => {}
+        Err(error) => check!(false, "{error}"),
+        Ok(()) => check!(false),
+    }
+    check!(!has_children());
+    // But such a process may spawn.
+    extern "C" fn fine(_: usize) -> i32 {
+        7
+    }
+    must_exit(&config(), fine, 0, 7);
+    exit_group(0)
+}
+
+fn one_cpu_apart() {
+    let one = sys::CpuSet::one(sys::current_cpu().unwrap());
+    // SAFETY: reads the set.
+    let set = unsafe { call(Sysno::sched_setaffinity, [0, size_of_val(&one), (&raw const one) as usize]) };
+    check!(set.is_ok());
+    refused(&Config { placement: Placement::Apart, ..config() }, |e| *e == Error::Placement);
+    must_exit(&config(), one_call, 0, 0);
+}
+
+extern "C" fn one_call(_: usize) -> i32 {
+    // SAFETY: touches no memory.
+    unsafe { ascetic::untrusted::call(Sysno::getppid, [0; 6]) }.is_err() as i32
+}
+
+/// Installs a seccomp filter on this process: `prctl(PR_GET_SECCOMP)` fails with `errno`, all else passes.
+fn install_filter(errno: u32) {
+    // SAFETY: struct sock_filter, by hand: load the number; prctl? load argument 0; PR_GET_SECCOMP? fail.
+    let insns: [Insn; 6] = unsafe {
+        core::mem::transmute::<[(u16, u8, u8, u32); 6], _>([
+            (0x20, 0, 0, 0),
+            (0x15, 0, 3, Sysno::prctl as u32),
+            (0x20, 0, 0, 16),
+            (0x15, 0, 1, 21),
+            (0x06, 0, 0, if errno == 0 { 0x7fff_0000 } else { 0x5_0000 | errno }),
+            (0x06, 0, 0, 0x7fff_0000),
+        ])
+    };
+    let program = Program { len: 6, insns: insns.as_ptr() as usize };
+    // SAFETY: restricts this process.
+    unsafe {
+        check!(sys::prctl(sys::PR_SET_NO_NEW_PRIVS, 1).is_ok());
+        check!(call(Sysno::prctl, [sys::PR_SET_SECCOMP, 2, (&raw const program) as usize]).is_ok());
+    }
+}
+
+/// What a kernel without seccomp says, said by a filter.
+fn no_seccomp() {
+    install_filter(22);
+    refused(&config(), |e| *e == Error::NoSeccomp);
+}
+
+fn under_filter() {
+    install_filter(0);
+    refused(&config(), |e| *e == Error::FilterInForce);
+    must_exit(&Config { lockdown: Lockdown::Filter { read: None, write: None }, ..config() }, one_call, 0, 0);
+}
+
+/// An io_uring, as a descriptor or only as a mapping. Without the audit the guest runs, with the ring in reach.
+fn io_uring(mapping: bool, audited: bool) {
+    const SETUP: usize = 425;
+    let mut params = [0u32; 30];
+    // SAFETY: the kernel fills in the parameters.
+    let fd = unsafe { ascetic::arch::syscall3(SETUP, 4, params.as_mut_ptr() as usize, 0) } as isize;
+    if fd < 0 {
+        skip("io_uring_setup fails: no io_uring on this kernel");
+    }
+    if mapping {
+        check!(sys::map_shared(4096, sys::PROT_READ | sys::PROT_WRITE, fd as i32).is_ok());
+        sys::close(fd as i32);
+    }
+    if !audited {
+        let mut config = config();
+        config.weaken.no_audit = true;
+        return must_exit(&config, one_call, 0, 0);
+    }
+    let at = if mapping { -1 } else { fd as i32 };
+    refused(&config(), |e| matches!(e, Error::Found { finding: Finding::IoUring, fd, name } if *fd == at && name.as_str().contains("io_uring")));
+}
+
+fn userfaultfd() {
+    const USER_MODE_ONLY: usize = 1;
+    // SAFETY: makes a descriptor.
+    let Ok(uffd) = (unsafe { call(Sysno::userfaultfd, [USER_MODE_ONLY]) }) else {
+        skip("no userfaultfd on this kernel");
+    };
+    refused(&config(), |e| matches!(e, Error::Found { finding: Finding::Userfaultfd, fd, .. } if *fd == uffd as i32));
+}
+
+fn process_memory() {
+    let mem = sys::open(c"/proc/self/mem").unwrap();
+    refused(&Config { keep: &[1, mem], ..config() }, |e| matches!(e, Error::Found { finding: Finding::ProcessMemory, fd, .. } if *fd == mem));
+    // Not kept, it is closed, and harmless.
+    must_exit(&config(), one_call, 0, 0);
+}
+
+fn unknown_kind() {
+    let pidfd = sys::pidfd_open(sys::pids().0).unwrap();
+    // Since 6.9 pidfds have a file system of their own, and read "pidfd:[…]".
+    refused(&Config { keep: &[1, pidfd], ..config() }, |e| matches!(e, Error::Found { finding: Finding::Unknown, fd, .. } if *fd == pidfd));
+}
+
+/// Only where this is the machine's only user: in QEMU.
+fn needs_proc() {
+    if sys::pids().1 != 1 || sys::open(c"/init").is_err() {
+        skip("changes the root folder: in QEMU only");
+    }
+    // SAFETY: strings that end in NUL.
+    unsafe {
+        let _ = call(Sysno::mkdir, [c"/tmp/empty".as_ptr() as usize, 0o700]);
+        check!(call(Sysno::chroot, [c"/tmp/empty".as_ptr() as usize]).is_ok());
+    }
+    refused(&config(), |e| matches!(e, Error::Setup { stage: ascetic::error::SetupStage::Proc, .. }));
+}
+
+fn unlisted() {
+    extern "C" fn guest(fd: usize) -> i32 {
+        (sys::write(fd as i32, &[]) != Err(Errno::EBADF)) as i32
+    }
+    let fd = sys::memfd(c"secret", 4096, false).and_then(|fd| sys::dup_from(fd, 100)).unwrap();
+    must_exit(&config(), guest, fd as usize, 0);
+    // Kept under its number, however high.
+    let high = sys::dup_from(fd, 200).unwrap();
+    must_exit(&Config { keep: &[1, high], ..config() }, guest, high as usize, 1);
+    must_exit(&Config { keep: &[1, high], ..config() }, guest, fd as usize, 0);
+}

@@ -1,0 +1,145 @@
+//! The cases. One file per subject; [`CASES`] is all of them, with the exact end of each.
+
+mod calls;
+mod enter;
+mod faults;
+mod hostile;
+mod mechanisms;
+mod misuse;
+mod supervisor;
+
+use ascetic::error::Status;
+use ascetic::fault::record::Record;
+use ascetic::sandbox::{self, Config, Outcome, RECORD_MAX, Sandbox};
+use ascetic::policy::Policy;
+use ascetic::sys::Sysno;
+use core::fmt;
+use core::time::Duration;
+use freestanding::{check, println};
+
+/// How a case's process must end.
+#[derive(Clone, Copy)]
+pub enum End {
+    /// With this exit status.
+    Exit(u8),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exit(code) => write!(f, "exit:{code}"),
+            Self::Signal(signal) => write!(f, "signal:{signal}"),
+        }
+    }
+}
+
+/// A test.
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// The end of its process.
+    pub end: End,
+    /// What it does.
+    pub run: fn(),
+}
+
+/// A case that passes by coming back.
+const fn case(name: &'static str, run: fn()) -> Case {
+    Case { name, end: End::Exit(0), run }
+}
+
+/// A case's exit status when what it needs is not there; it has said what.
+pub const SKIPPED: i32 = 77;
+
+/// Ends the case as skipped.
+fn skip(why: &str) -> ! {
+    println!("skip: {why}");
+    freestanding::exit(SKIPPED)
+}
+
+/// Concatenates the lists of cases.
+pub struct Cases([&'static [Case]; 7]);
+
+/// All cases.
+pub static CASES: Cases = Cases([
+    calls::CASES,
+    enter::CASES,
+    faults::CASES,
+    hostile::CASES,
+    mechanisms::CASES,
+    misuse::CASES,
+    supervisor::CASES,
+]);
+
+impl Cases {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &'static Case> + '_ {
+        self.0.iter().flat_map(|list| list.iter())
+    }
+}
+
+/// A policy with a few harmless calls.
+pub const POLICY: Policy = Policy::new()
+    .direct(Sysno::getppid)
+    .direct(Sysno::uname)
+    .direct(Sysno::getrandom)
+    .direct(Sysno::nanosleep)
+    .direct(Sysno::close)
+    .direct(Sysno::dup)
+    .direct(Sysno::dup2)
+    .direct(Sysno::read)
+    .direct(Sysno::write)
+    .direct(Sysno::pipe2)
+    .refuse(Sysno::clone3, 1);
+
+/// A sandbox that may print.
+pub fn config() -> Config<'static> {
+    Config { keep: &[1, 2], ..Config::new(&POLICY) }
+}
+
+/// Long enough for anything, under emulation, too.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Starts a guest; a failure to do so fails the case.
+pub fn spawn(config: &Config<'_>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Sandbox {
+    match sandbox::spawn(config, guest, arg) {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            println!("spawn: {error}");
+            freestanding::exit(1)
+        }
+    }
+}
+
+/// Runs a guest to its end.
+pub fn run(config: &Config<'_>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Outcome {
+    spawn(config, guest, arg).wait(Some(PATIENCE))
+}
+
+/// Runs a guest that must end with this exit status.
+pub fn must_exit(config: &Config<'_>, guest: extern "C" fn(usize) -> i32, arg: usize, code: u8) {
+    let outcome = run(config, guest, arg);
+    check!(outcome.guest == Status::Exited(code), "{}", outcome.guest);
+}
+
+/// Runs a guest that must end with this signal, and gives its record to `look`.
+pub fn must_crash(
+    config: &Config<'_>,
+    guest: extern "C" fn(usize) -> i32,
+    arg: usize,
+    signal: i32,
+    look: impl FnOnce(&Record<'_>),
+) {
+    let mut sandbox = spawn(config, guest, arg);
+    let outcome = sandbox.wait(Some(PATIENCE));
+    check!(outcome.guest.is_signal(signal), "{:?}", outcome);
+    let mut buffer = [0u8; RECORD_MAX];
+    let bytes = sandbox.record(&mut buffer);
+    let Some(record) = Record::decode(bytes) else {
+        println!("no record in {} bytes", bytes.len());
+        freestanding::exit(1)
+    };
+    look(&record);
+}

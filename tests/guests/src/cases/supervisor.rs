@@ -1,0 +1,182 @@
+//! Supervision: everything dies together, statuses are true, nothing is left.
+
+use super::misuse::{has_children, open_descriptors};
+use super::*;
+use ascetic::sandbox::Cause;
+use ascetic::sys::{self, Errno};
+use freestanding::call;
+
+pub const CASES: &[Case] = &[
+    case("supervisor_deadline", deadline),
+    case("supervisor_kill", kill),
+    case("supervisor_t_killed", || killed(true)),
+    case("supervisor_u_killed", || killed(false)),
+    case("supervisor_embedder_killed", || embedder_killed(true)),
+    case("supervisor_embedder_off_shows_it", || embedder_killed(false)),
+    case("supervisor_drop_kills", drop_kills),
+    case("supervisor_state_of_tasks", state_of_tasks),
+    case("supervisor_1000_spawns", thousand),
+    case("supervisor_many_at_once", many_at_once),
+];
+
+extern "C" fn hangs(_: usize) -> i32 {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+extern "C" fn calls_for_ever(_: usize) -> i32 {
+    loop {
+        // SAFETY: touches no memory.
+        let _ = unsafe { ascetic::untrusted::call(Sysno::getppid, [0; 6]) };
+    }
+}
+
+fn deadline() {
+    let outcome = spawn(&config(), hangs, 0).wait(Some(Duration::from_millis(50)));
+    check!(outcome.cause == Cause::Deadline && outcome.guest.is_signal(9) && outcome.trusted.is_signal(9), "{:?}", outcome);
+    check!(!has_children());
+}
+
+fn kill() {
+    let outcome = spawn(&config(), hangs, 0).kill();
+    check!(outcome.cause == Cause::Killed && outcome.guest.is_signal(9) && outcome.trusted.is_signal(9), "{:?}", outcome);
+    check!(!has_children());
+}
+
+fn killed(trusted: bool) {
+    let mut sandbox = spawn(&config(), calls_for_ever, 0);
+    let (t, u) = sandbox.pids();
+    check!(sys::kill(if trusted { t } else { u }, 9).is_ok());
+    let outcome = sandbox.wait(Some(PATIENCE));
+    check!(outcome.cause == if trusted { Cause::TrustedDied } else { Cause::Guest }, "{:?}", outcome);
+    check!(outcome.guest.is_signal(9) && outcome.trusted.is_signal(9), "{:?}", outcome);
+    check!(!has_children());
+}
+
+/// The embedder is a child of this case; when it is killed, T and U become this case's children, and must be dead.
+fn embedder_killed(follow: bool) {
+    const PR_SET_CHILD_SUBREAPER: usize = 36;
+    // SAFETY: adopts orphans.
+    check!(unsafe { sys::prctl(PR_SET_CHILD_SUBREAPER, 1) }.is_ok());
+    let (read, write) = sys::pipe().unwrap();
+    // SAFETY: this process has one thread.
+    let embedder = unsafe { sys::fork() }.unwrap();
+    if embedder == 0 {
+        let mut config = config();
+        config.weaken.no_follow = !follow;
+        let mut sandbox = spawn(&config, calls_for_ever, 0);
+        let (t, u) = sandbox.pids();
+        let _ = sys::write(write, &[t.to_ne_bytes(), u.to_ne_bytes()].concat_bytes());
+        sandbox.wait(None);
+        sys::exit(0);
+    }
+    let mut pids = [0u8; 8];
+    let _ = sys::poll(&mut [sys::PollFd::readable(read)], Some(PATIENCE));
+    check!(sys::read(read, &mut pids) == Ok(8));
+    let (t, u) = pids.split_at(4);
+    let tasks = [t, u].map(|id| u32::from_ne_bytes(id.try_into().unwrap()));
+    check!(sys::kill(embedder, 9).is_ok());
+    check!(sys::wait(embedder, true).is_ok());
+    for pid in tasks {
+        if !follow {
+            let _ = sys::poll(&mut [], Some(Duration::from_millis(20)));
+            check!(sys::wait(pid, false) == Ok(None), "it should have lived on");
+            check!(sys::kill(pid, 9).is_ok());
+        }
+        let raw = sys::wait(pid, true).unwrap().unwrap();
+        check!(Status::from_raw(raw).is_signal(9), "{}", Status::from_raw(raw));
+    }
+    check!(!has_children());
+}
+
+trait ConcatBytes {
+    fn concat_bytes(self) -> [u8; 8];
+}
+
+impl ConcatBytes for [[u8; 4]; 2] {
+    fn concat_bytes(self) -> [u8; 8] {
+        let mut all = [0; 8];
+        all[..4].copy_from_slice(&self[0]);
+        all[4..].copy_from_slice(&self[1]);
+        all
+    }
+}
+
+fn drop_kills() {
+    let before = open_descriptors();
+    drop(spawn(&config(), hangs, 0));
+    check!(!has_children());
+    check!(open_descriptors() == before);
+}
+
+/// What the kernel says of T and of U.
+fn state_of_tasks() {
+    let sandbox = spawn(&config(), hangs, 0);
+    let (t, u) = sandbox.pids();
+    let _ = sys::poll(&mut [], Some(Duration::from_millis(50)));
+    let mut text = [0u8; 4096];
+    check!(field(t, "Seccomp:", &mut text) == "0");
+    check!(field(t, "SigBlk:", &mut text) == "fffffffffffbfeff"); // all but SIGKILL and SIGSTOP
+    check!(field(t, "SigCgt:", &mut text) == "0000000000000000");
+    check!(field(u, "Seccomp:", &mut text) == "1");
+    check!(field(u, "SigBlk:", &mut text) == "0000000001001000"); // SIGPIPE, SIGXFSZ
+    check!(field(u, "SigCgt:", &mut text) == "00000000400004f8"); // the seven
+    check!(field(u, "NoNewPrivs:", &mut text) == "1");
+    let syscall = read_proc(t, "syscall", &mut text);
+    // "number six-arguments stack-pointer program-counter": T sleeps in read, with no stack.
+    let sp = syscall.split_whitespace().nth(7).unwrap_or("?");
+    check!(sp == "0x0", "{syscall}");
+}
+
+fn read_proc<'a>(pid: u32, file: &str, text: &'a mut [u8]) -> &'a str {
+    use core::fmt::Write as _;
+    let mut path = freestanding::Line::new();
+    let _ = write!(path, "/proc/{pid}/{file}\0");
+    let path = core::ffi::CStr::from_bytes_until_nul(path.as_str().as_bytes()).unwrap();
+    let len = sys::open(path).and_then(|fd| {
+        let len = sys::read(fd, text);
+        sys::close(fd);
+        len
+    });
+    core::str::from_utf8(&text[..len.unwrap_or(0)]).unwrap_or("")
+}
+
+fn field<'a>(pid: u32, name: &str, text: &'a mut [u8]) -> &'a str {
+    let status = read_proc(pid, "status", text);
+    status.lines().find_map(|line| line.strip_prefix(name)).map_or("", str::trim)
+}
+
+fn thousand() {
+    extern "C" fn guest(_: usize) -> i32 {
+        // SAFETY: touches no memory.
+        unsafe { ascetic::untrusted::call(Sysno::getppid, [0; 6]) }.is_err() as i32
+    }
+    // Emulated machines are slow.
+    let count = if sys::open(c"/init").is_ok() { 100 } else { 1000 };
+    let before = open_descriptors();
+    for _ in 0..count {
+        must_exit(&config(), guest, 0, 0);
+    }
+    check!(open_descriptors() == before);
+    check!(!has_children());
+}
+
+fn many_at_once() {
+    extern "C" fn guest(count: usize) -> i32 {
+        for _ in 0..count {
+            // SAFETY: touches no memory.
+            check!(unsafe { ascetic::untrusted::call(Sysno::getppid, [0; 6]) } != Err(Errno::ENOSYS));
+        }
+        0
+    }
+    let mut sandboxes: [Sandbox; 16] = core::array::from_fn(|_| spawn(&config(), guest, 500));
+    for sandbox in &mut sandboxes {
+        let outcome = sandbox.wait(Some(PATIENCE));
+        check!(outcome.guest == Status::Exited(0), "{:?}", outcome);
+    }
+    drop(sandboxes);
+    // SAFETY: asks only.
+    let _ = unsafe { call(Sysno::getpid, []) };
+    check!(!has_children());
+}

@@ -1,0 +1,42 @@
+//! The test cases: `guests cases` lists them with the end that each must have, `guests run NAME` runs one. As PID 1 it
+//! runs them all, for QEMU.
+
+#![no_std]
+#![no_main]
+
+mod cases;
+mod init;
+
+use cases::{CASES, End};
+use freestanding::{Args, exit, println};
+
+freestanding::start!(main);
+
+fn main(args: Args) {
+    if ascetic::sys::pids().0 == 1 {
+        init::run(args);
+    }
+    match args.get(1) {
+        "cases" => CASES.iter().for_each(|case| println!("{} {}", case.name, case.end)),
+        "run" => match CASES.iter().find(|case| case.name == args.get(2)) {
+            Some(case) => {
+                (case.run)();
+                match case.end {
+                    End::Exit(0) => exit(0),
+                    end => {
+                        println!("came back, and should have ended with {end}");
+                        exit(1)
+                    }
+                }
+            }
+            None => {
+                println!("no case {}", args.get(2));
+                exit(2)
+            }
+        },
+        _ => {
+            println!("usage: guests cases | run NAME");
+            exit(2)
+        }
+    }
+}
