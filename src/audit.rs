@@ -80,9 +80,8 @@ fn classify(target: &[u8]) -> Option<Finding> {
         return (memory || target == b"/dev/mem" || target == b"/dev/kmem").then_some(Finding::ProcessMemory);
     }
     let known: [&[u8]; 4] = [b"[eventfd]", b"[timerfd]", b"[eventpoll]", b"inotify"];
-    let harmless = target.starts_with(b"pipe:[")
-        || target.starts_with(b"socket:[")
-        || known.iter().any(|kind| anonymous(kind));
+    let harmless =
+        target.starts_with(b"pipe:[") || target.starts_with(b"socket:[") || known.iter().any(|kind| anonymous(kind));
     (!harmless).then_some(Finding::Unknown)
 }
 
@@ -171,7 +170,8 @@ mod tests {
 
     #[test]
     fn descriptors_by_kind() {
-        let harmless: [&[u8]; 5] = [b"/tmp/x", b"pipe:[1]", b"socket:[2]", b"anon_inode:[eventfd]", b"anon_inode:inotify"];
+        let harmless: [&[u8]; 5] =
+            [b"/tmp/x", b"pipe:[1]", b"socket:[2]", b"anon_inode:[eventfd]", b"anon_inode:inotify"];
         harmless.iter().for_each(|target| assert_eq!(classify(target), None));
         assert_eq!(classify(b"anon_inode:[io_uring]"), Some(Finding::IoUring));
         assert_eq!(classify(b"anon_inode:[userfaultfd]"), Some(Finding::Userfaultfd));
@@ -189,7 +189,10 @@ mod tests {
             _ => None,
         };
         assert_eq!(check("7f00-7f10 r--s 00000000 00:01 77   /memfd:ascetic-vault (deleted)"), None);
-        assert_eq!(check("7f00-7f10 rw-s 00000000 00:01 77   /memfd:ascetic-vault (deleted)"), Some(Finding::WritableAlias));
+        assert_eq!(
+            check("7f00-7f10 rw-s 00000000 00:01 77   /memfd:ascetic-vault (deleted)"),
+            Some(Finding::WritableAlias)
+        );
         assert_eq!(check("7f00-7f10 rw-s 00000000 00:01 78   /memfd:other"), None);
         assert_eq!(check("7f00-7f10 rw-s 00000000 00:0e 9   anon_inode:[io_uring]"), Some(Finding::IoUring));
         assert_eq!(check("7f00-7f10 rw-p 00000000 00:00 0"), None);

@@ -158,4 +158,3 @@ pub fn start_sp(layout: &Layout) -> usize {
 }
 
 static_assertions::const_assert!(T_STEPS >= 11 && U_STEPS >= 18);
-

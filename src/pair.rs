@@ -55,9 +55,7 @@ impl Layout {
         let stack = altstack + altstack_len + PAGE;
         let layout = Self { base, len, altstack, altstack_len, stack, stack_len };
         let rw = sys::PROT_READ | sys::PROT_WRITE;
-        for (addr, len) in
-            [(layout.state().addr(), size_of::<State>()), (altstack, altstack_len), (stack, stack_len)]
-        {
+        for (addr, len) in [(layout.state().addr(), size_of::<State>()), (altstack, altstack_len), (stack, stack_len)] {
             // SAFETY: the reservation is new; nobody refers to it.
             if let Err(errno) = unsafe { sys::mprotect(addr, len, rw) } {
                 layout.release();

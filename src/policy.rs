@@ -192,8 +192,7 @@ mod tests {
     fn no_argument_may_point_into_the_vault() {
         let policy = Policy::new().direct(Sysno::getppid);
         for i in 0..6 {
-            for (at, refused) in
-                [(0x6fff_ffff, false), (0x7000_0000, true), (0x7000_4fff, true), (0x7000_5000, false)]
+            for (at, refused) in [(0x6fff_ffff, false), (0x7000_0000, true), (0x7000_4fff, true), (0x7000_5000, false)]
             {
                 let mut args = [0; 6];
                 args[i] = at;

@@ -288,8 +288,6 @@ pub fn enter(config: &Config<'_>) -> Result<(), Error> {
     }
 }
 
-
-
 struct Enter<'a> {
     config: &'a Config<'a>,
     context: Context,
@@ -645,9 +643,8 @@ impl Sandbox {
                 let Some(status) = task.reap(false) else { continue };
                 let name = if is_t { "trusted thread" } else { "untrusted thread" };
                 // SAFETY: the views are mapped; no guest code has run: T precedes U, and U did not ring.
-                let (page, result) = unsafe {
-                    (&(*self.vault.0).verdict, (&raw const (*self.mailbox.0).birth_result).read_volatile())
-                };
+                let (page, result) =
+                    unsafe { (&(*self.vault.0).verdict, (&raw const (*self.mailbox.0).birth_result).read_volatile()) };
                 if let Status::Exited(step) = status {
                     if let Some(call) = birth::failed_step(page, is_t, step) {
                         let errno = Errno::from_ret(result).err().unwrap_or(Errno::new(0));

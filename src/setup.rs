@@ -220,4 +220,3 @@ fn arrange(plan: &Plan<'_>) -> Result<(), Errno> {
     }
     sys::close_range(behind as u32, u32::MAX)
 }
-

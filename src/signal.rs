@@ -79,6 +79,14 @@ impl SigSet {
         }
     }
 
+    /// Removes a signal.
+    pub fn remove(&mut self, sig: i32) {
+        let bit = (sig - 1) as u32;
+        if let Some(word) = self.0.get_mut(bit as usize / 32) {
+            *word &= !(1 << (bit % 32));
+        }
+    }
+
     /// Low and high half.
     pub fn words(self) -> [u32; 2] {
         self.0

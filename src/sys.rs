@@ -82,8 +82,6 @@ pub unsafe fn call(nr: Sysno, args: [usize; 6]) -> Result<usize> {
     unsafe { syscalls::syscall6(nr, a, b, c, d, e, f) }
 }
 
-
-
 macro_rules! sys {
     ($nr:ident $(, $arg:expr)* $(,)?) => { sys!(@ $nr, [$($arg,)*], [0, 0, 0, 0, 0, 0]) };
     (@ $nr:ident, [$($arg:expr,)*], $zero:expr) => {{
@@ -359,9 +357,8 @@ pub fn wait(pid: u32, block: bool) -> Result<Option<i32>> {
     let mut status = 0i32;
     loop {
         // SAFETY: the kernel stores a status word.
-        let got = unsafe {
-            sys!(wait4, pid as usize, &raw mut status as usize, WALL | if block { 0 } else { WNOHANG }, 0)
-        };
+        let got =
+            unsafe { sys!(wait4, pid as usize, &raw mut status as usize, WALL | if block { 0 } else { WNOHANG }, 0) };
         match got {
             Err(Errno::EINTR) => {}
             other => return other.map(|id| (id != 0).then_some(status)),

@@ -238,4 +238,3 @@ pub fn annotate(key: &str, value: &str) {
     }
     *len = end as u32;
 }
-

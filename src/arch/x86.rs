@@ -142,9 +142,25 @@ impl Frame {
         let g = &self.gregs;
         let [gs, fs, es, ds] = self.segments;
         [
-            g[EDI], g[ESI], g[EBP], g[ESP], g[EBX], g[EDX], g[ECX], g[EAX], self.eip, self.eflags,
-            self.cs & 0xffff, self.ss & 0xffff, ds & 0xffff, es & 0xffff, fs & 0xffff, gs & 0xffff,
-            self.err, self.trapno, self.cr2,
+            g[EDI],
+            g[ESI],
+            g[EBP],
+            g[ESP],
+            g[EBX],
+            g[EDX],
+            g[ECX],
+            g[EAX],
+            self.eip,
+            self.eflags,
+            self.cs & 0xffff,
+            self.ss & 0xffff,
+            ds & 0xffff,
+            es & 0xffff,
+            fs & 0xffff,
+            gs & 0xffff,
+            self.err,
+            self.trapno,
+            self.cr2,
         ]
         .map(u64::from)
     }
@@ -177,6 +193,10 @@ impl Frame {
     pub fn single_step(&mut self) {
         self.eflags |= EFLAGS_TF;
     }
+    /// Clears the trap flag.
+    pub fn forget_step(&mut self) {
+        self.eflags &= !EFLAGS_TF;
+    }
     /// Whether the trap flag is set.
     pub fn single_steps(&self) -> bool {
         self.eflags & EFLAGS_TF != 0
@@ -192,6 +212,10 @@ impl Frame {
     /// Adds a signal (below 32) to the mask that comes back into force.
     pub fn block(&mut self, sig: i32) {
         self.oldmask |= 1 << ((sig - 1) & 31);
+    }
+    /// Removes a signal (below 32) from the mask that comes back into force.
+    pub fn unblock(&mut self, sig: i32) {
+        self.oldmask &= !(1 << ((sig - 1) & 31));
     }
     /// Number of the processor's exception (14: page fault), and its error code.
     pub fn trap(&self) -> (u32, u32) {

@@ -201,6 +201,10 @@ impl Frame {
     pub fn single_step(&mut self) {
         self.gregs[EFLAGS] |= u64::from(EFLAGS_TF);
     }
+    /// Clears the trap flag.
+    pub fn forget_step(&mut self) {
+        self.gregs[EFLAGS] &= !u64::from(EFLAGS_TF);
+    }
     /// Whether the trap flag is set.
     pub fn single_steps(&self) -> bool {
         self.gregs[EFLAGS] & u64::from(EFLAGS_TF) != 0
@@ -216,6 +220,10 @@ impl Frame {
     /// Adds a signal to the mask that comes back into force.
     pub fn block(&mut self, sig: i32) {
         self.sigmask.add(sig);
+    }
+    /// Removes a signal from the mask that comes back into force.
+    pub fn unblock(&mut self, sig: i32) {
+        self.sigmask.remove(sig);
     }
     /// Number of the processor's exception (14: page fault), and its error code.
     pub fn trap(&self) -> (u32, u32) {

@@ -43,8 +43,8 @@ pub enum Class {
     ReadUnmapped = 7,
     /// A write to where nothing is mapped.
     WriteUnmapped = 8,
-    /// A read of memory that may not be read.
-    ReadForbidden = 9,
+    /// Access to memory that allows none, such as a guard page. Only where the kernel says so (not on i386).
+    Guard = 9,
     /// Access to the sandbox's own memory.
     Vault = 10,
     /// An instruction that user code may not execute.
@@ -87,7 +87,7 @@ impl Class {
         Self::WriteReadOnly,
         Self::ReadUnmapped,
         Self::WriteUnmapped,
-        Self::ReadForbidden,
+        Self::Guard,
         Self::Vault,
         Self::Privileged,
         Self::Misaligned,
@@ -121,7 +121,7 @@ impl Class {
             Self::WriteReadOnly => "write to read-only memory",
             Self::ReadUnmapped => "read of unmapped memory",
             Self::WriteUnmapped => "write to unmapped memory",
-            Self::ReadForbidden => "read of memory that may not be read",
+            Self::Guard => "access to a guard page or other memory that allows none",
             Self::Vault => "access to the sandbox's own memory",
             Self::Privileged => "privileged instruction",
             Self::Misaligned => "misaligned access",
@@ -218,10 +218,11 @@ fn page_fault(f: &Facts) -> Class {
     if near && !mapped && !(f.stack.0..=f.stack.1).contains(&f.sp) {
         return Class::StackOverflow;
     }
-    match (write, mapped) {
-        (true, true) => Class::WriteReadOnly,
-        (true, false) => Class::WriteUnmapped,
-        (false, true) => Class::ReadForbidden,
-        (false, false) => Class::ReadUnmapped,
+    match (write, f.readable, mapped) {
+        (_, false, true) => Class::Guard,
+        (true, true, _) => Class::WriteReadOnly,
+        (true, false, _) => Class::WriteUnmapped,
+        (false, true, _) => Class::Other, // it was not there a moment ago
+        (false, false, _) => Class::ReadUnmapped,
     }
 }

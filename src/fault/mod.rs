@@ -80,7 +80,7 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
     unsafe {
         let (code, addr) = if info.is_null() { (NO_CODE, (*frame).cr2()) } else { ((*info).code, (*info).addr) };
         match (*state).fault.stage {
-            IDLE if sig == SIGSEGV && tsc::emulate(state, frame) => return,
+            IDLE if sig == SIGSEGV && tsc::emulate(state, frame) => {}
             IDLE => {
                 (*state).fault.stage = REPORTING;
                 (*state).fault.sig = sig;
@@ -138,11 +138,13 @@ unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
     unsafe {
         let sig = (*state).fault.sig;
         if (*state).fault.sent {
+            (*frame).forget_step();
             if sig == SIGSEGV {
                 // Its action cannot be reset, so it is caused: a jump to the last bytes, which are no user's.
                 (*frame).set_pc(usize::MAX - 15);
                 (*frame).block(sig);
             } else {
+                (*frame).unblock(sig);
                 untrusted::ask_for_signal(state, sig); // pending until the frame unblocks it, and then the default
             }
             return;

@@ -59,14 +59,14 @@ macro_rules! body {
             /// As in a record: both architectures are little-endian, and the fields leave no gaps.
             pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
                 // SAFETY: the struct has no padding (asserted below), so all its bytes are initialised.
-                unsafe { core::mem::transmute(self) }
+                unsafe { core::mem::transmute::<Self, [u8; size_of::<Self>()]>(self) }
             }
 
             /// From the first bytes of a section; `None` if there are too few.
             pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
                 let bytes: [u8; size_of::<Self>()] = bytes.get(..size_of::<Self>())?.try_into().ok()?;
                 // SAFETY: every field is a number, or an array of numbers, for which any bytes are valid.
-                Some(unsafe { core::mem::transmute(bytes) })
+                Some(unsafe { core::mem::transmute::<[u8; size_of::<Self>()], Self>(bytes) })
             }
         }
 
@@ -88,7 +88,7 @@ body! {
         /// Stack pointer.
         sp: u64,
         /// The processor's exception and its error code.
-        trap: (u32, u32),
+        trap: [u32; 2],
         /// [`Class`]
         class: u32,
         /// The process id that the guest is told.
@@ -303,7 +303,7 @@ mod tests {
             addr: 8,
             pc: 0x1000,
             sp: 0x2000,
-            trap: (14, 6),
+            trap: [14, 6],
             class: 1,
             pid: 7,
             sent: 0,

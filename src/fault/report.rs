@@ -2,7 +2,9 @@
 
 use crate::arch::{self, Frame};
 use crate::fault::classify::{Facts, classify};
-use crate::fault::record::{BACKTRACE_MAX, CODE_AROUND, FaultBody, Kind, LayoutBody, MAGIC, MemoryBody, STACK_MAX, VERSION};
+use crate::fault::record::{
+    BACKTRACE_MAX, CODE_AROUND, FaultBody, Kind, LayoutBody, MAGIC, MemoryBody, STACK_MAX, VERSION,
+};
 use crate::fault::{CHUNK, NO_CODE, drain, peek};
 use crate::signal;
 use crate::sys::{self, Errno};
@@ -119,7 +121,11 @@ pub(super) unsafe fn report(state: *mut State, sig: i32, code: i32, addr: usize,
         let (pc, sp) = ((*frame).pc(), (*frame).sp());
         let mut line = Line::new();
         line.str("ascetic: fault signal=").dec(sig).str(" (").str(signal::name(sig)).str(") code=");
-        if code == NO_CODE { line.str("?") } else { line.dec(code) };
+        if code == NO_CODE {
+            line.str("?")
+        } else {
+            line.dec(code)
+        };
         line.str(" addr=").hex(addr).str(" pc=").hex(pc).str(" thread=").dec((*state).pid as i32).str("\n");
         out.write(line.bytes());
 
@@ -195,7 +201,7 @@ unsafe fn fault(state: *mut State, sig: i32, code: i32, addr: usize, frame: *mut
             addr: addr as u64,
             pc: pc as u64,
             sp: sp as u64,
-            trap: facts.trap,
+            trap: [facts.trap.0, facts.trap.1],
             class: classify(&facts) as u32,
             pid: (*state).pid,
             sent: u32::from(facts.sent),
@@ -273,7 +279,9 @@ unsafe fn calls(out: &mut Out, state: *mut State) {
         put(to, 0, &nr.to_le_bytes());
         put(to, 4, &state.to_le_bytes());
         put(to, 8, &(result as isize as i64).to_le_bytes());
-        args.iter().enumerate().for_each(|(i, arg)| put(to, i.wrapping_mul(8).wrapping_add(16), &(*arg as u64).to_le_bytes()));
+        args.iter()
+            .enumerate()
+            .for_each(|(i, arg)| put(to, i.wrapping_mul(8).wrapping_add(16), &(*arg as u64).to_le_bytes()));
         len = len.wrapping_add(SIZE);
     }
     out.section(Kind::Calls, [bytes.get(..len).unwrap_or(&bytes), &[]]);

@@ -18,10 +18,8 @@ use crate::host::{self, Arch};
 const MIRROR_VARIABLE: &str = "ASCETIC_DEBIAN_MIRROR";
 
 /// Where the `debian-archive-keyring` package puts the keys of all suites.
-const KEYRINGS: [&str; 2] = [
-    "/usr/share/keyrings/debian-archive-keyring.pgp",
-    "/usr/share/keyrings/debian-archive-keyring.gpg",
-];
+const KEYRINGS: [&str; 2] =
+    ["/usr/share/keyrings/debian-archive-keyring.pgp", "/usr/share/keyrings/debian-archive-keyring.gpg"];
 
 /// Downloads Debian packages into a cache.
 pub struct Apt {
@@ -40,11 +38,7 @@ impl Apt {
         if host::find("apt-get").is_none() || host::find("dpkg-deb").is_none() {
             bail!("apt-get and dpkg-deb are needed to fetch Debian packages");
         }
-        Ok(Self {
-            cache: cache.to_owned(),
-            mirror: Mirror::find()?,
-            updated: RefCell::default(),
-        })
+        Ok(Self { cache: cache.to_owned(), mirror: Mirror::find()?, updated: RefCell::default() })
     }
 
     /// The versions of `package` that `suites` have, in the order of the suites and newest first in each.
@@ -68,11 +62,7 @@ impl Apt {
             versions.extend(found);
         }
         if versions.is_empty() {
-            bail!(
-                "no package {package}:{} in {}{complaints}",
-                arch.debian(),
-                suites.join(", ")
-            );
+            bail!("no package {package}:{} in {}{complaints}", arch.debian(), suites.join(", "));
         }
         Ok(versions)
     }
@@ -83,13 +73,7 @@ impl Apt {
     ///
     /// # Errors
     /// None of the suites has that package, or the download failed from all that have it.
-    pub fn download(
-        &self,
-        package: &str,
-        version: Option<&str>,
-        arch: Arch,
-        suites: &[&str],
-    ) -> Result<PathBuf> {
+    pub fn download(&self, package: &str, version: Option<&str>, arch: Arch, suites: &[&str]) -> Result<PathBuf> {
         let debs = self.cache.join("debs");
         if let Some(deb) = find_deb(&debs, package, version, arch) {
             return Ok(deb);
@@ -101,31 +85,20 @@ impl Apt {
             // An index that is missing or behind the archive names files that are gone: fetch it and try again.
             let outcome = first.or_else(|_| {
                 let update = self.update(&state);
-                state
-                    .download(package, version, &debs)
-                    .or_else(|e| update.and(Err(e)))
+                state.download(package, version, &debs).or_else(|e| update.and(Err(e)))
             });
             match outcome {
                 Ok(()) => break,
                 Err(e) => errors += &format!("\n{suite}: {e:#}"),
             }
         }
-        find_deb(&debs, package, version, arch).with_context(|| {
-            format!(
-                "cannot download the Debian package {package}:{}{errors}",
-                arch.debian()
-            )
-        })
+        find_deb(&debs, package, version, arch)
+            .with_context(|| format!("cannot download the Debian package {package}:{}{errors}", arch.debian()))
     }
 
     /// The state for `suite` and `arch`, its configuration written anew.
     fn state(&self, suite: &str, arch: Arch) -> Result<State> {
-        let state = State {
-            dir: self
-                .cache
-                .join("apt")
-                .join(format!("{suite}-{}", arch.debian())),
-        };
+        let state = State { dir: self.cache.join("apt").join(format!("{suite}-{}", arch.debian())) };
         state
             .write(&self.mirror, suite, arch)
             .with_context(|| format!("cannot write apt's state {}", state.dir.display()))?;
@@ -154,10 +127,7 @@ impl State {
             &self.dir
         })?;
         let (dir, arch) = (dir.display(), arch.debian());
-        fs::write(
-            self.dir.join("debian.sources"),
-            mirror.source(suite).to_string(),
-        )?;
+        fs::write(self.dir.join("debian.sources"), mirror.source(suite).to_string())?;
         // No package counts as installed.
         fs::write(self.dir.join("status"), "")?;
         fs::write(
@@ -190,10 +160,7 @@ Dir::Cache "{dir}/cache";
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         // `-c` and not APT_CONFIG: it is read after the system's own files and so can clear their lists.
-        command
-            .env("LC_ALL", "C")
-            .arg("-c")
-            .arg(self.dir.join("apt.conf"));
+        command.env("LC_ALL", "C").arg("-c").arg(self.dir.join("apt.conf"));
         command
     }
 
@@ -217,11 +184,7 @@ Dir::Cache "{dir}/cache";
         fs::create_dir_all(debs)?;
         let partial = tempfile::tempdir_in(debs)?;
         let name = version.map_or(package.to_owned(), |v| format!("{package}={v}"));
-        host::run(
-            self.command("apt-get")
-                .args(["download", &name])
-                .current_dir(partial.path()),
-        )?;
+        host::run(self.command("apt-get").args(["download", &name]).current_dir(partial.path()))?;
         for file in fs::read_dir(partial.path())? {
             let file = file?;
             fs::rename(file.path(), debs.join(file.file_name()))?;
@@ -236,10 +199,7 @@ fn find_deb(debs: &Path, package: &str, version: Option<&str>, arch: Arch) -> Op
         .ok()?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
-            let Some(stem) = path
-                .file_name()
-                .and_then(|n| n.to_str()?.strip_suffix(".deb"))
-            else {
+            let Some(stem) = path.file_name().and_then(|n| n.to_str()?.strip_suffix(".deb")) else {
                 return false;
             };
             let [p, v, a] = stem.split('_').collect::<Vec<_>>()[..] else {
@@ -287,33 +247,17 @@ impl Mirror {
             .find(|path| Path::new(path).exists())
             .map(|path| (*path).to_owned())
             .or(key.filter(|key| !key.starts_with('/') || Path::new(key).exists()))
-            .context(
-                "the keys of Debian's archive are missing: apt-get install debian-archive-keyring",
-            )?;
-        Ok(Self {
-            main,
-            security,
-            signed_by,
-        })
+            .context("the keys of Debian's archive are missing: apt-get install debian-archive-keyring")?;
+        Ok(Self { main, security, signed_by })
     }
 
     /// The source for one suite, as apt reads it.
     fn source(&self, suite: &str) -> Paragraph {
-        let uri = if suite.ends_with("-security") {
-            &self.security
-        } else {
-            &self.main
-        };
-        [
-            ("Types", "deb"),
-            ("URIs", uri),
-            ("Suites", suite),
-            ("Components", "main"),
-            ("Signed-By", &self.signed_by),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
+        let uri = if suite.ends_with("-security") { &self.security } else { &self.main };
+        [("Types", "deb"), ("URIs", uri), ("Suites", suite), ("Components", "main"), ("Signed-By", &self.signed_by)]
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
     }
 }
 
@@ -342,10 +286,7 @@ struct Source {
 fn system_sources() -> Vec<Source> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     files.extend(
-        fs::read_dir("/etc/apt/sources.list.d")
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path())),
+        fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())),
     );
     files.sort();
     files
@@ -368,10 +309,7 @@ fn deb822_sources(text: &str) -> Vec<Source> {
         .filter(|p| p.get("Enabled") != Some("no"))
         .flat_map(|p| {
             let uris = p.get("URIs").unwrap_or_default().split_whitespace();
-            uris.map(|uri| Source {
-                uri: uri.to_owned(),
-                signed_by: p.get("Signed-By").map(str::to_owned),
-            })
+            uris.map(|uri| Source { uri: uri.to_owned(), signed_by: p.get("Signed-By").map(str::to_owned) })
         })
         .collect()
 }
@@ -383,13 +321,8 @@ fn one_line_source(line: &str) -> Option<Source> {
         Some(rest) => rest.split_once(']')?,
         None => ("", rest),
     };
-    let signed_by = options
-        .split_whitespace()
-        .find_map(|option| option.strip_prefix("signed-by="));
-    Some(Source {
-        uri: rest.split_whitespace().next()?.to_owned(),
-        signed_by: signed_by.map(str::to_owned),
-    })
+    let signed_by = options.split_whitespace().find_map(|option| option.strip_prefix("signed-by="));
+    Some(Source { uri: rest.split_whitespace().next()?.to_owned(), signed_by: signed_by.map(str::to_owned) })
 }
 
 /// Unpacks the files of `deb` below `dir`; runs nothing from it.
@@ -422,11 +355,7 @@ pub fn ensure_installed(binary: &str, package: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let install = ["install", "-y", "--no-install-recommends", package];
-    let advice = || {
-        format!(
-            "{binary} is missing. Install it, on Debian or Ubuntu: sudo apt-get install {package}"
-        )
-    };
+    let advice = || format!("{binary} is missing. Install it, on Debian or Ubuntu: sudo apt-get install {package}");
     if host::find("apt-get").is_none() {
         bail!(advice());
     }
@@ -447,9 +376,7 @@ fn system_apt(args: &[&str]) -> Command {
         sudo.args(["-n", "env"]);
         sudo
     };
-    command
-        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get"])
-        .args(args);
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(args);
     command
 }
 
@@ -466,9 +393,7 @@ mod tests {
         assert_eq!(found[0].uri, "http://one.example/debian");
         assert_eq!(found[0].signed_by.as_deref(), Some("/keys.gpg"));
 
-        let old = one_line_source(
-            "deb [ arch=amd64 signed-by=/keys.gpg ] http://one.example/debian bookworm main",
-        );
+        let old = one_line_source("deb [ arch=amd64 signed-by=/keys.gpg ] http://one.example/debian bookworm main");
         let old = old.expect("a source");
         assert_eq!(old.uri, "http://one.example/debian");
         assert_eq!(old.signed_by.as_deref(), Some("/keys.gpg"));
@@ -480,14 +405,8 @@ mod tests {
     fn finds_the_security_archive_beside_the_main_one() {
         assert_eq!(stem("http://one.example/debian/"), "debian");
         assert_eq!(stem("mirror+file:/etc/apt/mirrors/debian.list"), "debian");
-        assert_eq!(
-            sibling("http://one.example/debian"),
-            "http://one.example/debian-security"
-        );
-        assert_eq!(
-            sibling("http://debian.example/debian/"),
-            "http://debian.example/debian-security/"
-        );
+        assert_eq!(sibling("http://one.example/debian"), "http://one.example/debian-security");
+        assert_eq!(sibling("http://debian.example/debian/"), "http://debian.example/debian-security/");
     }
 
     #[test]

@@ -25,6 +25,15 @@ pub enum Arch {
     X86_64,
 }
 
+impl std::fmt::Display for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::I686 => "i686",
+            Self::X86_64 => "x86_64",
+        })
+    }
+}
+
 impl Arch {
     /// The target triple that rustc knows it by.
     pub fn triple(self) -> &'static str {
@@ -113,9 +122,7 @@ fn read_back(file: &mut File) -> Result<String> {
 pub fn find(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|dir| dir.join(name))
-        .find(|path| {
-            fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-        })
+        .find(|path| fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
 }
 
 /// Whether this process runs as root.
@@ -130,9 +137,7 @@ pub fn is_root() -> bool {
 pub fn create_dir_atomically(dest: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = dest.parent().context("a directory without a parent")?;
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    let partial = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o755))
-        .tempdir_in(parent)?;
+    let partial = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir_in(parent)?;
     fill(partial.path())?;
     fs::rename(partial.path(), dest)
         .with_context(|| format!("cannot move the finished {} in place", dest.display()))?;
@@ -159,9 +164,7 @@ const IA32_PROBE: [u8; 96] = [
 ];
 
 fn run_ia32_probe() -> Result<bool> {
-    let mut file = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o700))
-        .tempfile()?;
+    let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempfile()?;
     file.write_all(&IA32_PROBE)?;
     let path = file.into_temp_path();
     loop {

@@ -59,21 +59,6 @@ impl Toolchain {
     }
 }
 
-/// Flags that link a freestanding program for `arch` as a static executable at a fixed address with plain `ld`, which
-/// needs no C compiler for that architecture.
-pub fn link_flags(arch: Arch) -> [&'static str; 4] {
-    let emulation = match arch {
-        Arch::I686 => "-Clink-arg=-melf_i386",
-        Arch::X86_64 => "-Clink-arg=-melf_x86_64",
-    };
-    [
-        "-Clinker=ld",
-        "-Clinker-flavor=ld",
-        emulation,
-        "-Crelocation-model=static",
-    ]
-}
-
 /// A toolchain that compiles for i686: rustup's if possible, else [`rustc_185`].
 ///
 /// # Errors
@@ -86,10 +71,7 @@ pub fn ensure(cache: &Path) -> Result<Toolchain> {
     if root(cache).exists() {
         return rustc_185(cache);
     }
-    let rustup = host::run_within(
-        Command::new("rustup").args(["target", "add", Arch::I686.triple()]),
-        RUSTUP_LIMIT,
-    );
+    let rustup = host::run_within(Command::new("rustup").args(["target", "add", Arch::I686.triple()]), RUSTUP_LIMIT);
     match rustup {
         Ok(_) if active_has_i686()? => active(cache),
         Ok(_) => rustc_185(cache),
@@ -112,16 +94,8 @@ pub fn rustc_185(cache: &Path) -> Result<Toolchain> {
     write_wrapper(&rustc, &fs::canonicalize(&root)?.join("usr"))?;
     let rustc = fs::canonicalize(rustc)?;
     let release = release(&rustc).context("Debian's Rust compiler does not run on this host")?;
-    ensure!(
-        release.starts_with(MSRV),
-        "{} is version {release}",
-        rustc.display()
-    );
-    Ok(Toolchain {
-        rustc: Some(rustc),
-        release,
-        target_dir: cache.join("build-1.85"),
-    })
+    ensure!(release.starts_with(MSRV), "{} is version {release}", rustc.display());
+    Ok(Toolchain { rustc: Some(rustc), release, target_dir: cache.join("build-1.85") })
 }
 
 fn root(cache: &Path) -> PathBuf {
@@ -130,21 +104,12 @@ fn root(cache: &Path) -> PathBuf {
 
 /// The toolchain that is active anyway.
 fn active(cache: &Path) -> Result<Toolchain> {
-    Ok(Toolchain {
-        rustc: None,
-        release: release(Path::new("rustc"))?,
-        target_dir: cache.join("build-i686"),
-    })
+    Ok(Toolchain { rustc: None, release: release(Path::new("rustc"))?, target_dir: cache.join("build-i686") })
 }
 
 /// Whether the active toolchain holds `core` for i686.
 fn active_has_i686() -> Result<bool> {
-    let dir = host::run(Command::new("rustc").args([
-        "--print",
-        "target-libdir",
-        "--target",
-        Arch::I686.triple(),
-    ]))?;
+    let dir = host::run(Command::new("rustc").args(["--print", "target-libdir", "--target", Arch::I686.triple()]))?;
     Ok(Path::new(dir.trim()).exists())
 }
 
@@ -161,11 +126,8 @@ fn release(rustc: &Path) -> Result<String> {
 /// all is in one tree, in the places that Debian built it for, the compiler finds both libraries by itself.
 fn unpack_packages(cache: &Path, dir: &Path) -> Result<()> {
     let apt = Apt::new(cache)?;
-    let parts = [
-        ("rustc-web", Arch::X86_64),
-        ("libstd-rust-web-dev", Arch::X86_64),
-        ("libstd-rust-web-dev", Arch::I686),
-    ];
+    let parts =
+        [("rustc-web", Arch::X86_64), ("libstd-rust-web-dev", Arch::X86_64), ("libstd-rust-web-dev", Arch::I686)];
     let version = common_version(&apt, &parts)?;
     let mut libraries = Vec::new();
     for (package, arch) in parts {

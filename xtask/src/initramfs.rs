@@ -35,24 +35,16 @@ pub fn build(entries: &[Entry], out: &Path) -> Result<()> {
     // Sorted, so a directory comes before what is in it.
     for dir in directories {
         if !dir.as_os_str().is_empty() {
-            let header = Builder::new(&dir.to_string_lossy())
-                .mode(0o755)
-                .set_mode_file_type(ModeFileType::Directory);
+            let header = Builder::new(&dir.to_string_lossy()).mode(0o755).set_mode_file_type(ModeFileType::Directory);
             append(&mut archive, header, &[])?;
         }
     }
-    let console = Builder::new("dev/console")
-        .mode(0o600)
-        .set_mode_file_type(ModeFileType::Char)
-        .rdev_major(5)
-        .rdev_minor(1);
+    let console =
+        Builder::new("dev/console").mode(0o600).set_mode_file_type(ModeFileType::Char).rdev_major(5).rdev_minor(1);
     append(&mut archive, console, &[])?;
     for entry in entries {
-        let content = fs::read(&entry.source)
-            .with_context(|| format!("cannot read {}", entry.source.display()))?;
-        let header = Builder::new(&entry.path)
-            .mode(entry.mode)
-            .set_mode_file_type(ModeFileType::Regular);
+        let content = fs::read(&entry.source).with_context(|| format!("cannot read {}", entry.source.display()))?;
+        let header = Builder::new(&entry.path).mode(entry.mode).set_mode_file_type(ModeFileType::Regular);
         append(&mut archive, header, &content)?;
     }
     newc::trailer(&mut archive)?;

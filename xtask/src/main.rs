@@ -1,1 +1,87 @@
-fn main(){}
+//! `cargo xtask`: everything that is done with this project.
+
+mod apt;
+mod audit;
+mod demo;
+mod guests;
+mod host;
+mod i686;
+mod initramfs;
+mod kernels;
+mod qemu;
+mod symbols;
+mod test;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use host::Arch;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Everything that is done with ascetic")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Shows what it is: a sandbox at work, a crash, its report
+    Demo {
+        /// Prints the same facts as one JSON document
+        #[arg(long)]
+        json: bool,
+        /// The architecture of the sandbox: x86_64 or i686
+        #[arg(long, default_value = "x86_64")]
+        arch: Arch,
+    },
+    /// Runs all tests, and sets up what they need
+    Test(test::Options),
+    /// Audits the final bytes of the trusted thread's code, on both architectures
+    Audit {
+        /// Prints the code, too
+        #[arg(long)]
+        verbose: bool,
+    },
+}
+
+impl std::str::FromStr for Arch {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "x86_64" => Ok(Self::X86_64),
+            "i686" => Ok(Self::I686),
+            _ => Err(format!("`{name}` is none of the architectures x86_64 and i686")),
+        }
+    }
+}
+
+/// The workspace's folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the workspace").to_owned()
+}
+
+/// Where downloads and what is made of them are kept.
+fn cache() -> PathBuf {
+    root().join("target/ascetic")
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Demo { json, arch } => demo::run(arch, json),
+        Task::Test(options) => test::run(&options),
+        Task::Audit { verbose } => audit::run(verbose),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

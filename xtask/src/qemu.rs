@@ -29,12 +29,7 @@ const DEATH: Duration = Duration::from_secs(10);
 const KVM_PROOF: Duration = Duration::from_secs(8);
 
 /// What the kernel prints when it cannot go on.
-const FATAL: [&str; 4] = [
-    "Kernel panic - not syncing",
-    "BUG: soft lockup",
-    "BUG: unable to handle",
-    "watchdog: BUG:",
-];
+const FATAL: [&str; 4] = ["Kernel panic - not syncing", "BUG: soft lockup", "BUG: unable to handle", "watchdog: BUG:"];
 
 /// How QEMU executes the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,18 +152,10 @@ pub fn boot(machine: &Machine<'_>, mut on_line: impl FnMut(&str)) -> Result<Outc
         None if killed => End::Hung,
         None if status.success() => End::Off,
         None => {
-            return Err(host::failure(
-                &host::command_line(&command),
-                status,
-                &mut stderr,
-            ));
+            return Err(host::failure(&host::command_line(&command), status, &mut stderr));
         }
     };
-    Ok(Outcome {
-        end,
-        elapsed: start.elapsed(),
-        last_lines: last_lines.into(),
-    })
+    Ok(Outcome { end, elapsed: start.elapsed(), last_lines: last_lines.into() })
 }
 
 /// Whether KVM runs `kernel`, an image for `arch`. A `/dev/kvm` that exists may hang all the same, so this boots the
@@ -187,12 +174,8 @@ pub fn kvm_works(kernel: &Path, arch: Arch) -> bool {
             cmdline: "",
             deadline: KVM_PROOF,
         };
-        let usable = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm");
-        usable.is_ok()
-            && boot(&machine, |_| ()).is_ok_and(|outcome| matches!(outcome.end, End::Lost(_)))
+        let usable = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+        usable.is_ok() && boot(&machine, |_| ()).is_ok_and(|outcome| matches!(outcome.end, End::Lost(_)))
     })
 }
 
@@ -244,9 +227,7 @@ struct Qemu(Child);
 impl Qemu {
     /// Waits for its end, which must be near: it has closed its console or was killed.
     fn wait(&mut self) -> Result<ExitStatus> {
-        self.0
-            .wait_timeout(DEATH)?
-            .context("QEMU does not die: it hangs in the kernel, perhaps in KVM")
+        self.0.wait_timeout(DEATH)?.context("QEMU does not die: it hangs in the kernel, perhaps in KVM")
     }
 }
 

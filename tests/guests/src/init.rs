@@ -66,7 +66,10 @@ fn run_case(args: Args, name: &str) -> Verdict {
             // SAFETY: the strings end in NUL, the lists in a null pointer.
             unsafe {
                 let _ = call(Sysno::setpgid, [0, 0]);
-                let _ = call(Sysno::execve, [c"/init".as_ptr() as usize, argv.as_ptr() as usize, argv[3..].as_ptr() as usize]);
+                let _ = call(
+                    Sysno::execve,
+                    [c"/init".as_ptr() as usize, argv.as_ptr() as usize, argv[3..].as_ptr() as usize],
+                );
             }
             sys::exit(126)
         }

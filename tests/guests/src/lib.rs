@@ -2,6 +2,9 @@
 
 #![no_std]
 
+pub mod mechanisms;
+pub mod pcx;
+
 use ascetic::sys::{self, Sysno};
 use core::fmt;
 

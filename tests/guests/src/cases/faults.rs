@@ -23,10 +23,11 @@ pub const CASES: &[Case] = &[
     case("fault_vault", || is(vault, 11, Class::Vault)),
     case("fault_stack_overflow", || is(overflow, 11, Class::StackOverflow)),
     case("fault_wild_stack_pointer", || is(wild_stack, 11, Class::NullPointer)),
-    case("fault_misaligned", || is(misaligned, 7, Class::Misaligned)),
+    case("fault_misaligned", || if_not_emulated(misaligned, 7, Class::Misaligned)),
     case("fault_beyond_file", beyond_file),
     case("fault_divide", || is(divide, 8, Class::IntegerDivide)),
     case("fault_floating_point", || is(floating, 8, Class::FloatingPoint)),
+    case("fault_floating_point_sse", || if_not_emulated(floating_sse, 8, Class::FloatingPoint)),
     case("fault_ud2", || is(ud2, 4, Class::DeliberateTrap)),
     case("fault_illegal", || is(illegal, 4, Class::IllegalInstruction)),
     case("fault_int3", || is(int3, 5, Class::Breakpoint)),
@@ -62,6 +63,30 @@ fn is(guest: Guest, signal: i32, class: Class) {
         check!(record.text.starts_with("ascetic: fault signal="));
         check!(record.fault.unwrap().sig == signal);
     });
+}
+
+/// QEMU's translator raises neither alignment checks nor SSE exceptions.
+fn if_not_emulated(guest: Guest, signal: i32, class: Class) {
+    if run(&config(), guest, 0).guest == Status::Exited(0) && hypervisor() == *b"TCGTCGTCGTCG" {
+        skip("QEMU's translator does not raise this exception");
+    }
+    is(guest, signal, class)
+}
+
+/// The hypervisor's name for itself (CPUID leaf 0x4000_0000).
+fn hypervisor() -> [u8; 12] {
+    #[cfg(target_arch = "x86")]
+    use core::arch::x86::__cpuid;
+    #[cfg(target_arch = "x86_64")]
+    use core::arch::x86_64::__cpuid;
+    #[allow(unused_unsafe, reason = "it is safe in newer versions of Rust")]
+    // SAFETY: every processor that this runs on has CPUID.
+    let leaf = unsafe { __cpuid(0x4000_0000) };
+    let mut name = [0; 12];
+    for (to, register) in name.chunks_exact_mut(4).zip([leaf.ebx, leaf.ecx, leaf.edx]) {
+        to.copy_from_slice(&register.to_le_bytes());
+    }
+    name
 }
 
 extern "C" fn null_read(_: usize) -> i32 {
@@ -195,6 +220,12 @@ extern "C" fn divide(zero: usize) -> i32 {
 }
 
 extern "C" fn floating(_: usize) -> i32 {
+    // SAFETY: see above. Division by zero is unmasked.
+    unsafe { asm!("fldcw [{}]", "fld1", "fldz", "fdivp", "fwait", in(reg) &0x037bu16) };
+    0
+}
+
+extern "C" fn floating_sse(_: usize) -> i32 {
     // SAFETY: see above. All SSE exceptions are unmasked.
     unsafe {
         asm!("ldmxcsr [{}]", in(reg) &0u32);
@@ -336,7 +367,9 @@ fn contents() {
         check!(last.nr == Sysno::openat as u32 && last.args[0] == MARK as u64 && last.result == -38 && last.state == 2);
 
         // The marks are on the stack; the words around the saved registers hold xmm5.
-        let has = |kind, needle: &[u8]| record.memory(kind).any(|(_, bytes)| bytes.windows(needle.len()).any(|w| w == needle));
+        let has = |kind, needle: &[u8]| {
+            record.memory(kind).any(|(_, bytes)| bytes.windows(needle.len()).any(|w| w == needle))
+        };
         check!(has(Kind::Stack, &(MARK + 2).to_le_bytes()));
         check!(has(Kind::ExtendedState, &(MARK as u64).to_le_bytes()));
         let extended: usize = record.memory(Kind::ExtendedState).map(|(_, bytes)| bytes.len()).sum();
@@ -346,7 +379,7 @@ fn contents() {
         let pc = record.fault.unwrap().pc;
         check!(record.memory(Kind::Code).any(|(at, bytes)| (at..at + bytes.len() as u64).contains(&pc)));
         let depth = record.backtrace().count();
-        check!(depth >= 4, "{depth}");
+        check!(depth >= 3, "{depth}");
     });
 }
 

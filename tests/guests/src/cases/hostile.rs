@@ -62,7 +62,7 @@ pub const CASES: &[Case] = &[
     #[cfg(target_arch = "x86_64")]
     case("far_jump_off_shows_it", || far_jump(true)),
     case("t_dies_with_the_mailbox", || {
-        let end = super::mechanisms::experiment(0);
+        let end = freestanding::mechanisms::experiment(0);
         check!(end.is_signal(11), "T: {end}");
     }),
     case("t_code_cannot_be_used", || {
@@ -285,7 +285,9 @@ extern "C" fn attack_vault(defended: usize) -> i32 {
 extern "C" fn int80_getpid(_: usize) -> i32 {
     let result: usize;
     // SAFETY: a call that strict mode must stop.
-    unsafe { core::arch::asm!("int 0x80", inlateout("rax") 20usize => result, out("r8") _, out("r9") _, out("r10") _, out("r11") _) };
+    unsafe {
+        core::arch::asm!("int 0x80", inlateout("rax") 20usize => result, out("r8") _, out("r9") _, out("r10") _, out("r11") _)
+    };
     // On kernels without IA32 emulation this is a fault instead.
     if result as isize > 0 { 66 } else { 67 }
 }
@@ -299,19 +301,18 @@ fn far_jump(off: bool) {
             let result;
             core::arch::asm!(
                 "mov {sp}, rsp",
-                "push 0x23",
-                "lea {t}, [rip + 2f]",
-                "push {t}",
-                
-                "retfq",
+                "jmp fword ptr [rip + 4f]",
+                "4: .long 2f",
+                ".word 0x23",
                 ".code32",
                 "2: mov eax, 20",
                 "int 0x80",
-                ".byte 0xea", ".long 3f", ".word 0x33",
+                ".byte 0xea", // ljmp $0x33, $3f
+                ".long 3f",
+                ".word 0x33",
                 ".code64",
                 "3: mov rsp, {sp}",
                 sp = out(reg) _,
-                t = out(reg) _,
                 out("rax") result,
                 out("rcx") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
             );

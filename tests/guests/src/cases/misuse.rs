@@ -10,18 +10,24 @@ use freestanding::call;
 pub const CASES: &[Case] = &[
     case("misuse_zero_stack", || refused(&Config { stack: 0, ..config() }, |e| matches!(e, Error::Stack { bytes: 0 }))),
     case("misuse_huge_stack", || {
-        let stack = isize::MAX as usize;
-        refused(&Config { stack, ..config() }, |e| matches!(e, Error::Stack { .. }));
-        refused(&Config { stack: stack / 2, ..config() }, |e| matches!(e, Error::Stack { .. }));
+        for stack in [isize::MAX as usize, usize::MAX, usize::MAX - 4095] {
+            refused(&Config { stack, ..config() }, |e| matches!(e, Error::Stack { .. }));
+        }
     }),
     case("misuse_closed_crash_descriptor", || {
         for fd in [-1, 55, i32::MAX] {
-            refused(&Config { crash: Some(fd), ..config() }, |e| matches!(e, Error::ClosedCrashDescriptor { fd: f } if *f == fd));
+            refused(
+                &Config { crash: Some(fd), ..config() },
+                |e| matches!(e, Error::ClosedCrashDescriptor { fd: f } if *f == fd),
+            );
         }
     }),
     case("misuse_closed_kept_descriptor", || {
         for fd in [-1, 55, i32::MAX] {
-            refused(&Config { keep: &[1, fd], ..config() }, |e| matches!(e, Error::ClosedDescriptor { fd: f } if *f == fd));
+            refused(
+                &Config { keep: &[1, fd], ..config() },
+                |e| matches!(e, Error::ClosedDescriptor { fd: f } if *f == fd),
+            );
         }
     }),
     case("misuse_threaded_enter", threaded_enter),
@@ -173,7 +179,10 @@ fn io_uring(mapping: bool, audited: bool) {
         return must_exit(&config, one_call, 0, 0);
     }
     let at = if mapping { -1 } else { fd as i32 };
-    refused(&config(), |e| matches!(e, Error::Found { finding: Finding::IoUring, fd, name } if *fd == at && name.as_str().contains("io_uring")));
+    refused(
+        &config(),
+        |e| matches!(e, Error::Found { finding: Finding::IoUring, fd, name } if *fd == at && name.as_str().contains("io_uring")),
+    );
 }
 
 fn userfaultfd() {
@@ -187,7 +196,10 @@ fn userfaultfd() {
 
 fn process_memory() {
     let mem = sys::open(c"/proc/self/mem").unwrap();
-    refused(&Config { keep: &[1, mem], ..config() }, |e| matches!(e, Error::Found { finding: Finding::ProcessMemory, fd, .. } if *fd == mem));
+    refused(
+        &Config { keep: &[1, mem], ..config() },
+        |e| matches!(e, Error::Found { finding: Finding::ProcessMemory, fd, .. } if *fd == mem),
+    );
     // Not kept, it is closed, and harmless.
     must_exit(&config(), one_call, 0, 0);
 }
@@ -195,7 +207,10 @@ fn process_memory() {
 fn unknown_kind() {
     let pidfd = sys::pidfd_open(sys::pids().0).unwrap();
     // Since 6.9 pidfds have a file system of their own, and read "pidfd:[…]".
-    refused(&Config { keep: &[1, pidfd], ..config() }, |e| matches!(e, Error::Found { finding: Finding::Unknown, fd, .. } if *fd == pidfd));
+    refused(
+        &Config { keep: &[1, pidfd], ..config() },
+        |e| matches!(e, Error::Found { finding: Finding::Unknown, fd, .. } if *fd == pidfd),
+    );
 }
 
 /// Only where this is the machine's only user: in QEMU.

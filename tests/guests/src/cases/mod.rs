@@ -10,8 +10,8 @@ mod supervisor;
 
 use ascetic::error::Status;
 use ascetic::fault::record::Record;
-use ascetic::sandbox::{self, Config, Outcome, RECORD_MAX, Sandbox};
 use ascetic::policy::Policy;
+use ascetic::sandbox::{self, Config, Outcome, RECORD_MAX, Sandbox};
 use ascetic::sys::Sysno;
 use core::fmt;
 use core::time::Duration;

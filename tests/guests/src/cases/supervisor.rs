@@ -34,13 +34,21 @@ extern "C" fn calls_for_ever(_: usize) -> i32 {
 
 fn deadline() {
     let outcome = spawn(&config(), hangs, 0).wait(Some(Duration::from_millis(50)));
-    check!(outcome.cause == Cause::Deadline && outcome.guest.is_signal(9) && outcome.trusted.is_signal(9), "{:?}", outcome);
+    check!(
+        outcome.cause == Cause::Deadline && outcome.guest.is_signal(9) && outcome.trusted.is_signal(9),
+        "{:?}",
+        outcome
+    );
     check!(!has_children());
 }
 
 fn kill() {
     let outcome = spawn(&config(), hangs, 0).kill();
-    check!(outcome.cause == Cause::Killed && outcome.guest.is_signal(9) && outcome.trusted.is_signal(9), "{:?}", outcome);
+    check!(
+        outcome.cause == Cause::Killed && outcome.guest.is_signal(9) && outcome.trusted.is_signal(9),
+        "{:?}",
+        outcome
+    );
     check!(!has_children());
 }
 

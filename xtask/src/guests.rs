@@ -1,0 +1,46 @@
+//! Builds the freestanding programs of `tests/guests`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::host::{self, Arch};
+use crate::{cache, i686, root};
+
+/// At a fixed address, because nothing relocates them; with frame pointers, for backtraces.
+const FLAGS: [&str; 2] = ["-Crelocation-model=static", "-Cforce-frame-pointers=yes"];
+
+/// The built programs.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// Their architecture.
+    pub arch: Arch,
+    /// The test cases.
+    pub guests: PathBuf,
+    /// The demo.
+    pub demo: PathBuf,
+}
+
+/// Builds the programs for `arch`, with the toolchain that can.
+///
+/// # Errors
+/// There is no toolchain for i686, or the build fails.
+pub fn build(arch: Arch) -> Result<Programs> {
+    let (mut cargo, target_dir) = match arch {
+        Arch::X86_64 => {
+            let target_dir = root().join("target/guests");
+            let mut cargo = Command::new("cargo");
+            cargo.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+            (cargo, target_dir)
+        }
+        Arch::I686 => {
+            let toolchain = i686::ensure(&cache()).context("a compiler for i686")?;
+            (toolchain.cargo(&FLAGS), toolchain.target_dir)
+        }
+    };
+    cargo.current_dir(root()).args(["build", "--quiet", "--release", "--package", "ascetic-guests"]);
+    host::run(cargo.args(["--target", arch.triple()])).with_context(|| format!("guest programs for {arch}"))?;
+    let dir = target_dir.join(arch.triple()).join("release");
+    Ok(Programs { arch, guests: dir.join("guests"), demo: dir.join("demo") })
+}

@@ -1,0 +1,339 @@
+//! `cargo xtask test`: one line that runs everything, here and in QEMU.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use wait_timeout::ChildExt;
+
+use crate::guests::{self, Programs};
+use crate::host::{self, Arch};
+use crate::initramfs::{self, Entry};
+use crate::kernels::{self, KERNELS};
+use crate::qemu::{self, Accel, End, Machine};
+use crate::{audit, cache, demo, root, tidy};
+
+/// How long a case may take here.
+const CASE_LIMIT: Duration = Duration::from_secs(90);
+/// How long a kernel may take for all cases, under emulation.
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// Exit status of a case that says why it was skipped.
+const SKIPPED: &str = "exit:77";
+
+/// What to run.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Does not boot kernels in QEMU
+    #[arg(long)]
+    no_qemu: bool,
+    /// Only one architecture of guest programs: x86_64 or i686
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Boots this kernel image instead of Debian's; it is taken to be of the architecture that --arch says (x86_64)
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Only guest cases whose name contains this
+    #[arg(long, default_value = "")]
+    filter: String,
+}
+
+/// Counts verdicts, and prints each.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: Vec<String>,
+    skipped: usize,
+}
+
+impl Tally {
+    fn pass(&mut self, count: usize) {
+        self.passed += count;
+    }
+
+    fn fail(&mut self, what: &str, why: &str) {
+        println!("FAILED {what}: {}", why.trim());
+        self.failed.push(what.to_owned());
+    }
+
+    fn skip(&mut self, what: &str, why: &str) {
+        println!("skipped {what}: {}", why.trim());
+        self.skipped += 1;
+    }
+
+    /// A step that passes by returning.
+    fn step(&mut self, what: &str, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                println!("ok {what}");
+                self.pass(1);
+            }
+            Err(error) => self.fail(what, &format!("{error:#}")),
+        }
+    }
+
+    /// One verdict on one case.
+    fn case(&mut self, what: &str, expected: &str, end: &str, output: &str) {
+        match end {
+            SKIPPED => self.skip(what, output),
+            _ if end == expected => self.pass(1),
+            "hung" => self.fail(what, &format!("hung, killed; expected {expected}; it said: {output}")),
+            _ => self.fail(what, &format!("ended with {end}, expected {expected}; it said: {output}")),
+        }
+    }
+}
+
+/// Runs everything that `options` ask for; returns whether all of it passed. Ends with one line that counts.
+///
+/// # Errors
+/// None of the tests': those are counted. What cannot be built or set up is counted as failed, too.
+pub fn run(options: &Options) -> Result<bool> {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    let everything = options.filter.is_empty() && options.kernel.is_none();
+    if everything {
+        for (what, args) in tidy::CARGO {
+            tally.step(what, tidy::cargo(args));
+        }
+        tally.step("both architectures have the same files", tidy::parity());
+        tally.step("links in the documentation lead somewhere", tidy::links());
+        units(&mut tally, "runtime", &["test", "--quiet", "--package", "ascetic"]);
+        units(&mut tally, "xtask", &["test", "--quiet", "--package", "xtask"]);
+    }
+    let mut built = Vec::new();
+    for arch in [Arch::X86_64, Arch::I686] {
+        if options.arch.is_some_and(|only| only != arch) {
+            continue;
+        }
+        match guests::build(arch) {
+            Ok(programs) => built.push(programs),
+            Err(error) => tally.fail(&format!("build for {arch}"), &format!("{error:#}")),
+        }
+    }
+    if everything {
+        tally.step("oldest supported Rust", tidy::oldest_rust());
+        for programs in &built {
+            tally.step(&format!("audit of the trusted code, {}", programs.arch), audit::check(programs));
+            tally.step(&format!("the reporter cannot panic, {}", programs.arch), audit::no_panic(programs));
+        }
+        tally.step("example embed", example());
+    }
+    for programs in &built {
+        natively(&mut tally, programs, options)?;
+        if everything && (programs.arch == Arch::X86_64 || host::ia32_runs()) {
+            tally.step(&format!("demo, {}", programs.arch), demo::check(programs.arch));
+        }
+    }
+    if !options.no_qemu {
+        in_qemu(&mut tally, &built, options)?;
+    }
+    println!("took {:.0} s", start.elapsed().as_secs_f32());
+    for what in &tally.failed {
+        println!("failed: {what}");
+    }
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed.len(), tally.skipped);
+    Ok(tally.failed.is_empty())
+}
+
+/// Runs `cargo test` and counts what it counts.
+fn units(tally: &mut Tally, what: &str, args: &[&str]) {
+    let output = Command::new("cargo").current_dir(root()).args(args).output();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => return tally.fail(what, &format!("cargo: {error}")),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut passed = 0;
+    for line in text.lines().filter_map(|line| line.strip_prefix("test result: ")) {
+        let number = |label: &str| -> usize {
+            let part = line.split([';', '.']).find_map(|part| part.trim().strip_suffix(label));
+            part.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+        };
+        passed += number("passed");
+    }
+    tally.pass(passed);
+    if output.status.success() && passed > 0 {
+        println!("ok {passed} unit tests of {what}");
+    } else {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        tally.fail(&format!("unit tests of {what}"), &format!("{text}{errors}"));
+    }
+}
+
+/// The cases of a program: name and expected end.
+fn cases(programs: &Programs, filter: &str) -> Result<BTreeMap<String, String>> {
+    // The list is the program's own; for i686 it must run here, or the one for x86_64 stands in.
+    let text = host::run(Command::new(&programs.guests).arg("cases"))?;
+    let pair = |line: &str| line.split_once(' ').map(|(name, end)| (name.to_owned(), end.to_owned()));
+    Ok(text.lines().filter_map(pair).filter(|(name, _)| name.contains(filter)).collect())
+}
+
+/// Runs the cases here, each in a process group of its own.
+fn natively(tally: &mut Tally, programs: &Programs, options: &Options) -> Result<()> {
+    if options.kernel.is_some() {
+        return Ok(());
+    }
+    let arch = programs.arch;
+    if arch == Arch::I686 && !host::ia32_runs() {
+        tally.skip("i686 natively", "this kernel does not run i386 programs; QEMU runs them below");
+        return Ok(());
+    }
+    let before = tally.passed;
+    let start = Instant::now();
+    for (name, expected) in cases(programs, &options.filter)? {
+        let (end, output) = case(programs, &name)?;
+        tally.case(&format!("{name} ({arch}, natively)"), &expected, &end, &output);
+    }
+    println!("ok {} cases, {arch}, natively, in {:.0} s", tally.passed - before, start.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// Runs one case; returns its end and what it printed.
+fn case(programs: &Programs, name: &str) -> Result<(String, String)> {
+    let mut output = tempfile::tempfile()?;
+    let mut child = Command::new(&programs.guests)
+        .args(["run", name])
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("starting {}", programs.guests.display()))?;
+    let status = child.wait_timeout(CASE_LIMIT)?;
+    if status.is_none() {
+        // The group is of the case's own making, and its leader is not reaped yet.
+        host::run(Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())])).ok();
+        child.wait()?;
+    }
+    let mut text = String::new();
+    std::io::Seek::rewind(&mut output)?;
+    output.read_to_string(&mut text)?;
+    let end = match status {
+        None => "hung".to_owned(),
+        Some(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit:{code}"),
+            (_, signal) => format!("signal:{}", signal.unwrap_or(0)),
+        },
+    };
+    Ok((end, text))
+}
+
+/// A kernel image, its name and architecture, and the architectures whose programs it is to run.
+struct Boot {
+    name: String,
+    image: PathBuf,
+    arch: Arch,
+    userlands: Vec<Arch>,
+}
+
+fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<()> {
+    let mut boots = Vec::new();
+    match &options.kernel {
+        Some(image) => {
+            let arch = options.arch.unwrap_or(Arch::X86_64);
+            let name = image.display().to_string();
+            boots.push(Boot { name, image: image.clone(), arch, userlands: vec![arch] });
+        }
+        None => {
+            for kernel in KERNELS.iter().filter(|kernel| kernel.default) {
+                match kernels::fetch(&cache(), kernel) {
+                    Ok(image) => {
+                        let userlands = kernel.userlands().to_vec();
+                        boots.push(Boot { name: kernel.name.to_owned(), image, arch: kernel.arch, userlands });
+                    }
+                    Err(error) => tally.fail(&format!("kernel {}", kernel.name), &format!("{error:#}")),
+                }
+            }
+        }
+    }
+    // A /dev/kvm that is there may hang: it is used only after it has booted something.
+    let kvm = boots.first().is_some_and(|boot| qemu::kvm_works(&boot.image, boot.arch));
+    let accel = if kvm { Accel::Kvm } else { Accel::Tcg };
+    for boot in &boots {
+        for programs in built.iter().filter(|programs| boot.userlands.contains(&programs.arch)) {
+            if let Err(error) = one_boot(tally, accel, boot, programs, options) {
+                tally.fail(&format!("{} on kernel {}", programs.arch, boot.name), &format!("{error:#}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Boots a kernel with the test program as PID 1, which runs all cases and prints a verdict for each.
+fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, options: &Options) -> Result<()> {
+    let place = format!("{} on kernel {}", programs.arch, boot.name);
+    let expected = match cases(programs, &options.filter) {
+        Ok(expected) => expected,
+        Err(_) if programs.arch == Arch::I686 => bail!("this kernel cannot run the i686 program to list its cases"),
+        Err(error) => return Err(error),
+    };
+    if expected.is_empty() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let archive = dir.path().join("initramfs");
+    initramfs::build(&[Entry { path: "init".to_owned(), source: programs.guests.clone(), mode: 0o755 }], &archive)?;
+    let filter = match options.filter.as_str() {
+        "" => String::new(),
+        filter => format!("ascetic.filter={filter}"),
+    };
+    let machine = Machine {
+        kernel: &boot.image,
+        initramfs: Some(&archive),
+        arch: boot.arch,
+        accel,
+        cpu: if boot.arch == Arch::I686 { "max,vendor=GenuineIntel" } else { "max" },
+        cpus: 2,
+        memory: 512,
+        cmdline: &filter,
+        deadline: BOOT_LIMIT,
+    };
+    let mut ends = BTreeMap::new();
+    let (mut running, mut said, mut done) = (String::new(), String::new(), false);
+    let outcome = qemu::boot(&machine, |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        ["@start", name] => {
+            running = name.to_owned();
+            said.clear();
+        }
+        ["@case", name, end] => {
+            ends.insert(name.to_owned(), (end.to_owned(), std::mem::take(&mut said)));
+            running.clear();
+        }
+        ["@done"] => done = true,
+        _ => {
+            said.push_str(line);
+            said.push('\n');
+        }
+    })?;
+    let before = tally.passed;
+    for (name, expected) in &expected {
+        let what = format!("{name} ({place})");
+        match ends.get(name) {
+            Some((end, said)) => tally.case(&what, expected, end, said),
+            None if *name == running => tally.fail(&what, &format!("{outcome}")),
+            None => tally.fail(&what, "did not run: the kernel ended before"),
+        }
+    }
+    if outcome.end != End::Off || !done {
+        tally.fail(&format!("boot of {place}"), &outcome.to_string());
+    }
+    println!("ok {} cases, {place}, in {:.0} s", tally.passed - before, outcome.elapsed.as_secs_f32());
+    Ok(())
+}
+
+/// The std embedder of `examples/`: its output is what its comments promise.
+fn example() -> Result<()> {
+    let text = host::run_within(
+        Command::new("cargo").current_dir(root()).args(["run", "--quiet", "--example", "embed"]),
+        Duration::from_secs(300),
+    )?;
+    for line in ["well behaved: exit status 42", "crashes: signal 11 (SIGSEGV)", "null pointer; complete: true"] {
+        if !text.contains(line) {
+            bail!("no `{line}` in:\n{text}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! Checks that keep code and documents in step.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::host::{self, Arch};
+use crate::{cache, i686, root};
+
+/// Checks that cargo makes: what for, and the arguments.
+pub const CARGO: [(&str, &[&str]); 3] = [
+    ("format", &["fmt", "--all", "--check"]),
+    ("clippy", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    ("documentation", &["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]),
+];
+
+/// Runs cargo; warnings of rustdoc are errors.
+///
+/// # Errors
+/// With what cargo said.
+pub fn cargo(args: &[&str]) -> Result<()> {
+    host::run(Command::new("cargo").current_dir(root()).env("RUSTDOCFLAGS", "-D warnings").args(args)).map(drop)
+}
+
+/// `arch/x86` and `arch/x86_64` hold the same files.
+///
+/// # Errors
+/// Naming the files.
+pub fn parity() -> Result<()> {
+    let list = |dir: &str| -> Result<Vec<String>> {
+        let entries = fs::read_dir(root().join("arch").join(dir))?;
+        let mut names: Vec<_> =
+            entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect::<Result<_>>()?;
+        names.sort();
+        Ok(names)
+    };
+    let (a, b) = (list("x86")?, list("x86_64")?);
+    ensure!(a == b, "arch/x86 has {a:?}, arch/x86_64 has {b:?}");
+    Ok(())
+}
+
+/// Relative links of the documents, and the paths in backquotes that look like files of the tree, exist.
+///
+/// # Errors
+/// Naming the document and the link.
+pub fn links() -> Result<()> {
+    for name in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "docs/fault-record.md"] {
+        let text = fs::read_to_string(root().join(name)).with_context(|| name.to_owned())?;
+        let folder = root().join(name).parent().map(ToOwned::to_owned).unwrap_or_default();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = target.split('#').next().unwrap_or("");
+            ensure!(target.contains("://") || folder.join(target).exists(), "{name}: {target} is not there");
+        }
+        let tops = ["src/", "arch/", "linker/", "tests/", "xtask/", "examples/", "benches/", "docs/"];
+        for path in text.split('`').skip(1).step_by(2).filter(|path| tops.iter().any(|top| path.starts_with(top))) {
+            let plain = path.split(['*', '{', '<', ' ', ':']).next().unwrap_or("");
+            ensure!(root().join(plain).exists(), "{name}: `{path}` is not there");
+        }
+    }
+    Ok(())
+}
+
+/// The runtime compiles with the oldest Rust that it promises, for both targets.
+///
+/// # Errors
+/// That compiler cannot be had, or does not take the code.
+pub fn oldest_rust() -> Result<()> {
+    let toolchain = i686::rustc_185(&cache())?;
+    for arch in [Arch::X86_64, Arch::I686] {
+        let mut cargo = toolchain.cargo(&[]);
+        host::run(cargo.current_dir(root()).args([
+            "check",
+            "--quiet",
+            "--package",
+            "ascetic",
+            "--target",
+            arch.triple(),
+        ]))
+        .with_context(|| format!("Rust {} for {arch}", toolchain.release))?;
+    }
+    Ok(())
+}
