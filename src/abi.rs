@@ -118,7 +118,7 @@ pub struct VerdictPage {
     pub no_core: [usize; 2],
     /// U's alternate stack.
     pub altstack: AltStack,
-    /// U's handlers, in the order of [`REPORTED`](crate::signal::REPORTED).
+    /// U's handlers, in the order of [`REPORTED`].
     pub actions: [SigAction; REPORTED.len()],
     /// U's filter, if it has one, …
     pub program: Program,

@@ -21,6 +21,8 @@ use crate::{audit, cache, demo, root, tidy};
 const CASE_LIMIT: Duration = Duration::from_secs(90);
 /// How long a kernel may take for all cases, under emulation.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// A case that takes longer in QEMU, in milliseconds, is named.
+const SLOW: u32 = 10_000;
 /// Exit status of a case that says why it was skipped.
 const SKIPPED: &str = "exit:77";
 
@@ -165,7 +167,6 @@ fn units(tally: &mut Tally, what: &str, args: &[&str]) {
 
 /// The cases of a program: name and expected end.
 fn cases(programs: &Programs, filter: &str) -> Result<BTreeMap<String, String>> {
-    // The list is the program's own; for i686 it must run here, or the one for x86_64 stands in.
     let text = host::run(Command::new(&programs.guests).arg("cases"))?;
     let pair = |line: &str| line.split_once(' ').map(|(name, end)| (name.to_owned(), end.to_owned()));
     Ok(text.lines().filter_map(pair).filter(|(name, _)| name.contains(filter)).collect())
@@ -265,14 +266,6 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
 /// Boots a kernel with the test program as PID 1, which runs all cases and prints a verdict for each.
 fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, options: &Options) -> Result<()> {
     let place = format!("{} on kernel {}", programs.arch, boot.name);
-    let expected = match cases(programs, &options.filter) {
-        Ok(expected) => expected,
-        Err(_) if programs.arch == Arch::I686 => bail!("this kernel cannot run the i686 program to list its cases"),
-        Err(error) => return Err(error),
-    };
-    if expected.is_empty() {
-        return Ok(());
-    }
     let dir = tempfile::tempdir()?;
     let archive = dir.path().join("initramfs");
     initramfs::build(&[Entry { path: "init".to_owned(), source: programs.guests.clone(), mode: 0o755 }], &archive)?;
@@ -285,20 +278,27 @@ fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, o
         initramfs: Some(&archive),
         arch: boot.arch,
         accel,
-        cpu: if boot.arch == Arch::I686 { "max,vendor=GenuineIntel" } else { "max" },
+        // QEMU 7.2 translates cmpxchg16b wrongly now and then, and a kernel that uses it crashes; without it, none does.
+        cpu: if boot.arch == Arch::I686 { "max,vendor=GenuineIntel" } else { "max,-cx16" },
         cpus: 2,
         memory: 512,
         cmdline: &filter,
         deadline: BOOT_LIMIT,
     };
-    let mut ends = BTreeMap::new();
+    let (mut plan, mut ends) = (BTreeMap::new(), BTreeMap::new());
     let (mut running, mut said, mut done) = (String::new(), String::new(), false);
     let outcome = qemu::boot(&machine, |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        ["@plan", name, end] => {
+            plan.insert(name.to_owned(), end.to_owned());
+        }
         ["@start", name] => {
             running = name.to_owned();
             said.clear();
         }
-        ["@case", name, end] => {
+        ["@case", name, end, milliseconds] => {
+            if milliseconds.parse().unwrap_or(0) > SLOW {
+                println!("slow: {name} ({place}): {milliseconds} ms");
+            }
             ends.insert(name.to_owned(), (end.to_owned(), std::mem::take(&mut said)));
             running.clear();
         }
@@ -309,7 +309,7 @@ fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, o
         }
     })?;
     let before = tally.passed;
-    for (name, expected) in &expected {
+    for (name, expected) in &plan {
         let what = format!("{name} ({place})");
         match ends.get(name) {
             Some((end, said)) => tally.case(&what, expected, end, said),
@@ -317,7 +317,7 @@ fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, o
             None => tally.fail(&what, "did not run: the kernel ended before"),
         }
     }
-    if outcome.end != End::Off || !done {
+    if outcome.end != End::Off || !done || (plan.is_empty() && options.filter.is_empty()) {
         tally.fail(&format!("boot of {place}"), &outcome.to_string());
     }
     println!("ok {} cases, {place}, in {:.0} s", tally.passed - before, outcome.elapsed.as_secs_f32());

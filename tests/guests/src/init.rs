@@ -29,9 +29,13 @@ pub fn run(args: Args) -> ! {
     let line = sys::open(c"/proc/cmdline").and_then(|fd| sys::read(fd, &mut text)).unwrap_or(0);
     let line = core::str::from_utf8(&text[..line]).unwrap_or("");
     let filter = line.split_whitespace().find_map(|word| word.strip_prefix("ascetic.filter=")).unwrap_or("");
-    for case in CASES.iter().filter(|case| case.name.contains(filter)) {
+    let cases = || CASES.iter().filter(|case| case.name.contains(filter));
+    cases().for_each(|case| println!("@plan {} {}", case.name, case.end));
+    for case in cases() {
         println!("@start {}", case.name);
-        println!("@case {} {}", case.name, run_case(args, case.name));
+        let start = sys::now();
+        let verdict = run_case(args, case.name);
+        println!("@case {} {verdict} {}", case.name, (sys::now() - start) / 1_000_000);
     }
     println!("@done");
     const POWER_OFF: usize = 0x4321_fedc;

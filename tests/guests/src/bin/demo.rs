@@ -116,8 +116,9 @@ extern "C" fn decode(pixels: usize) -> i32 {
 /// Prints the crash report in hex.
 fn record(sandbox: &Sandbox) {
     static mut BUFFER: [u8; RECORD_MAX] = [0; RECORD_MAX];
+    let buffer = &raw mut BUFFER;
     // SAFETY: the only reference, in a program of one thread.
-    let bytes = sandbox.record(unsafe { &mut *(&raw mut BUFFER) });
+    let bytes = sandbox.record(unsafe { &mut *buffer });
     for chunk in bytes.chunks(256) {
         let mut text = [0u8; 512];
         for (to, byte) in text.chunks_exact_mut(2).zip(chunk) {

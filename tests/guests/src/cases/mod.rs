@@ -99,6 +99,11 @@ pub fn config() -> Config<'static> {
     Config { keep: &[1, 2], ..Config::new(&POLICY) }
 }
 
+/// Whether this runs as the only program of a machine, in QEMU: slow, and free to change settings.
+pub fn emulated() -> bool {
+    ascetic::sys::pids().1 == 1 && ascetic::sys::open(c"/init").map(ascetic::sys::close).is_ok()
+}
+
 /// Long enough for anything, under emulation, too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
