@@ -12,6 +12,7 @@
 //! | [`Mailbox`] | U, T, the kernel for T | everyone | an allegation |
 
 use crate::arch::Frame;
+use crate::fault::tsc::Published;
 use crate::seccomp::{FILTER_LEN, Insn, Program};
 use crate::signal::{AltStack, REPORTED, SigAction, SigSet};
 use crate::sys::CpuSet;
@@ -28,6 +29,13 @@ pub const ROW_ALLOW: u32 = 1 << 31;
 
 /// Policy row of an allowed call: bit `i` is set when argument `i` is a descriptor.
 pub const ROW_FDS: u32 = 0x3f;
+
+/// Policy row of an allowed call: its first argument must be below [`SMALL`].
+pub const ROW_SMALL: u32 = 1 << 30;
+
+/// The bound of [`ROW_SMALL`]: clock ids are below it (`MAX_CLOCKS`, `include/linux/time.h`). Negative ones would name the
+/// CPU clocks of other processes.
+pub const SMALL: u32 = 16;
 
 /// Policy row of a refused call: the `errno` that U is given.
 pub const ROW_ERRNO: u32 = 0xfff;
@@ -86,14 +94,12 @@ pub struct Step {
     pub args: [usize; 6],
     /// The result that [`STEP_CHECK`] demands.
     pub expect: usize,
-    /// Padding.
-    pub pad2: usize,
 }
 
 /// Steps of T's birth script.
-pub const T_STEPS: usize = 12;
+pub const T_STEPS: usize = 13;
 /// Steps of U's birth script.
-pub const U_STEPS: usize = 20;
+pub const U_STEPS: usize = 24;
 
 /// The scripts of one pair and the data that they point to. Written by the supervisor only; read-only in the sandbox.
 #[repr(C, align(4096))]
@@ -114,8 +120,8 @@ pub struct VerdictPage {
     pub cpus: [CpuSet; 2],
     /// The names of T and of U, as `ps` shows them.
     pub names: [[u8; 16]; 2],
-    /// T writes no core: soft and hard limit.
-    pub no_core: [usize; 2],
+    /// For structures that are nothing but zeros: no core (`struct rlimit`), no priority (`struct sched_param`).
+    pub zeros: [usize; 2],
     /// U's alternate stack.
     pub altstack: AltStack,
     /// U's handlers, in the order of [`REPORTED`].
@@ -130,40 +136,29 @@ pub struct VerdictPage {
 
 const_assert!(size_of::<VerdictPage>() == PAGE);
 
-/// A request: one cache line, written by U.
+/// A request and its reply: one cache line, so that each way moves one line between the processors.
 #[repr(C, align(64))]
 #[derive(Debug)]
-pub struct Request {
-    /// The arguments.
+pub struct Line {
+    /// The arguments. T stores the result in the first.
     pub args: [usize; 6],
     /// The call's number.
     pub nr: u32,
-    /// Written last: a new value is a new request.
-    pub seq: u32,
+    /// Whose turn it is. U changes it when a request is complete; T then adds 1 to what it read when it has answered.
+    /// Written last by both.
+    pub turn: u32,
     /// Not 0 when U sleeps in its doorbell.
-    pub asleep: u32,
-}
-
-/// A reply: one cache line, written by T.
-#[repr(C, align(64))]
-#[derive(Debug)]
-pub struct Reply {
-    /// What the kernel, or the policy, returned.
-    pub result: usize,
-    /// Written last: the sequence number of the request that was served.
-    pub ack: u32,
+    pub u_asleep: u32,
     /// Not 0 when T sleeps in its doorbell.
-    pub asleep: u32,
+    pub t_asleep: u32,
 }
 
 /// The page through which U asks and T answers.
 #[repr(C, align(4096))]
 #[derive(Debug)]
 pub struct Mailbox {
-    /// U's line.
-    pub request: Request,
-    /// T's line.
-    pub reply: Reply,
+    /// The request under way, or the last reply.
+    pub line: Line,
     /// Where the kernel stores what T reads from its doorbell.
     pub scratch: u64,
     /// The result of the birth step that failed (both births; the exit status tells which step).
@@ -173,13 +168,14 @@ pub struct Mailbox {
     pub raise: u32,
     /// What the supervisor read there, when that signal is pending.
     pub raised: u32,
+    /// How `rdtsc` is answered; written by the supervisor.
+    pub scale: Published,
     /// How set-up went; read by the supervisor before any guest code runs.
     pub setup: SetupReport,
 }
 
 const_assert!(size_of::<Mailbox>() == PAGE);
-const_assert!(size_of::<Request>() == 64);
-const_assert!(size_of::<Reply>() == 64);
+const_assert!(size_of::<Line>() == 64);
 
 /// What the set-up task tells the supervisor before it exits.
 #[repr(C)]

@@ -46,9 +46,9 @@ pub fn threads() -> Result<u32, Errno> {
     Ok(count)
 }
 
-/// Refuses descriptors that defeat the sandbox: any, if the kind does so just by being there; those that `keep` lists,
-/// if the guest must not hold them.
-pub fn descriptors(keep: &[i32]) -> Result<(), Refusal> {
+/// Refuses descriptors that defeat the sandbox: any, if the kind does so just by being there; those for which `kept`
+/// says yes, if the guest must not hold them.
+pub fn descriptors(kept: impl Fn(i32) -> bool) -> Result<(), Refusal> {
     each_entry(c"/proc/self/fd", |dir, name| {
         let Some(fd) = number(name.to_bytes()) else { return Ok(()) };
         let mut target = [0u8; 256];
@@ -59,14 +59,34 @@ pub fn descriptors(keep: &[i32]) -> Result<(), Refusal> {
         };
         let target = target.get(..len).unwrap_or_default();
         match classify(target) {
-            Some(finding @ (Finding::IoUring | Finding::Userfaultfd)) => Err(found(finding, fd, target)),
-            Some(finding) if keep.contains(&fd) => Err(found(finding, fd, target)),
-            _ => Ok(()),
+            Some(finding @ (Finding::IoUring | Finding::Userfaultfd)) => return Err(found(finding, fd, target)),
+            Some(finding) if kept(fd) => return Err(found(finding, fd, target)),
+            _ => {}
         }
+        if kept(fd) && target.starts_with(b"/") {
+            if sys::is_on_proc(fd).map_err(Refusal::Proc)? {
+                return Err(found(Finding::ProcessMemory, fd, target));
+            }
+            let facts = sys::file_facts(fd).map_err(Refusal::Proc)?;
+            if !harmless_file(facts.kind, facts.device) {
+                return Err(found(Finding::Unknown, fd, target));
+            }
+        }
+        Ok(())
     })
 }
 
-/// What is wrong with a descriptor whose link in `/proc/self/fd` reads `target`; `None` if nothing is.
+/// Whether a file may be kept by what it is: devices only if they are known to do no more than their name says
+/// (`Documentation/admin-guide/devices.txt`): null, zero, full, random, urandom, and terminals.
+fn harmless_file(kind: u32, device: (u32, u32)) -> bool {
+    match kind {
+        sys::S_IFBLK => false,
+        sys::S_IFCHR => matches!(device, (1, 3 | 5 | 7 | 8 | 9) | (4 | 5 | 136..=143, _)),
+        _ => true,
+    }
+}
+
+/// What is wrong with a descriptor whose link in `/proc/self/fd` reads `target`; `None` if its name tells nothing.
 fn classify(target: &[u8]) -> Option<Finding> {
     let anonymous = |kind: &[u8]| target.strip_prefix(b"anon_inode:").is_some_and(|rest| rest == kind);
     if anonymous(b"[io_uring]") {
@@ -75,19 +95,18 @@ fn classify(target: &[u8]) -> Option<Finding> {
     if anonymous(b"[userfaultfd]") || target == b"/dev/userfaultfd" {
         return Some(Finding::Userfaultfd);
     }
-    if target.starts_with(b"/") {
-        let memory = target.starts_with(b"/proc/") && target.ends_with(b"/mem");
-        return (memory || target == b"/dev/mem" || target == b"/dev/kmem").then_some(Finding::ProcessMemory);
-    }
     let known: [&[u8]; 4] = [b"[eventfd]", b"[timerfd]", b"[eventpoll]", b"inotify"];
-    let harmless =
-        target.starts_with(b"pipe:[") || target.starts_with(b"socket:[") || known.iter().any(|kind| anonymous(kind));
+    let harmless = target.starts_with(b"/")
+        || target.starts_with(b"pipe:[")
+        || target.starts_with(b"socket:[")
+        || known.iter().any(|kind| anonymous(kind));
     (!harmless).then_some(Finding::Unknown)
 }
 
-/// Refuses mappings that defeat the sandbox: rings of an io_uring, and writable aliases of the vault, which is the
-/// file with this identity (device major and minor, inode).
-pub fn mappings(vault: (u32, u32, u64)) -> Result<(), Refusal> {
+/// Refuses mappings that defeat the sandbox: rings of an io_uring; writable aliases of the vault, which is the file with
+/// this identity (device major and minor, inode); and any other memory that the guest could write and somebody outside
+/// would see, but for the ranges (from, to) for which `shared` says yes.
+pub fn mappings(vault: (u32, u32, u64), shared: impl Fn(usize, usize) -> bool) -> Result<(), Refusal> {
     let fd = sys::open(c"/proc/self/maps").map_err(Refusal::Proc)?;
     let mut buf = [0u8; 4096];
     let mut have = 0;
@@ -103,7 +122,7 @@ pub fn mappings(vault: (u32, u32, u64)) -> Result<(), Refusal> {
         }
         let whole = buf.get(..have).and_then(|text| text.iter().rposition(|b| *b == b'\n')).map_or(0, |at| at + 1);
         let lines = buf.get(..whole).unwrap_or_default();
-        if let Some(refusal) = lines.split(|b| *b == b'\n').find_map(|line| mapping(line, vault)) {
+        if let Some(refusal) = lines.split(|b| *b == b'\n').find_map(|line| mapping(line, vault, &shared)) {
             break Err(refusal);
         }
         buf.copy_within(whole..have, 0);
@@ -114,18 +133,24 @@ pub fn mappings(vault: (u32, u32, u64)) -> Result<(), Refusal> {
 }
 
 /// What is wrong with one line of `/proc/self/maps` (`proc_pid_maps(5)`).
-fn mapping(line: &[u8], vault: (u32, u32, u64)) -> Option<Refusal> {
+fn mapping(line: &[u8], vault: (u32, u32, u64), shared: &impl Fn(usize, usize) -> bool) -> Option<Refusal> {
     if line.windows(21).any(|w| w == b"anon_inode:[io_uring]") {
         return Some(found(Finding::IoUring, -1, line));
     }
     let mut fields = line.split(|b| *b == b' ').filter(|field| !field.is_empty());
-    let access = fields.nth(1)?;
+    let mut range = fields.next()?.split(|b| *b == b'-');
+    let (from, to) = (hex(range.next()?)? as usize, hex(range.next()?)? as usize);
+    let access = fields.next()?;
     let device = fields.nth(1)?;
     let inode = fields.next()?;
     let (major, minor) = device.split_at(device.iter().position(|b| *b == b':')?);
     let is_vault = (hex(major)?, hex(minor.get(1..)?)?, number::<u64>(inode)?)
         == (u64::from(vault.0), u64::from(vault.1), vault.2);
-    (is_vault && access.get(1) == Some(&b'w')).then(|| found(Finding::WritableAlias, -1, line))
+    match (access.get(1) == Some(&b'w'), access.get(3) == Some(&b's')) {
+        (true, _) if is_vault => Some(found(Finding::WritableAlias, -1, line)),
+        (true, true) if !shared(from, to) => Some(found(Finding::SharedMemory, -1, line)),
+        _ => None,
+    }
 }
 
 fn hex(digits: &[u8]) -> Option<u64> {
@@ -175,25 +200,25 @@ mod tests {
         harmless.iter().for_each(|target| assert_eq!(classify(target), None));
         assert_eq!(classify(b"anon_inode:[io_uring]"), Some(Finding::IoUring));
         assert_eq!(classify(b"anon_inode:[userfaultfd]"), Some(Finding::Userfaultfd));
-        assert_eq!(classify(b"/proc/7/mem"), Some(Finding::ProcessMemory));
-        assert_eq!(classify(b"/proc/7/task/8/mem"), Some(Finding::ProcessMemory));
-        let unknown: [&[u8]; 3] = [b"anon_inode:[pidfd]", b"anon_inode:bpf-prog", b"anon_inode:kvm-vm"];
+        let unknown: [&[u8]; 4] = [b"anon_inode:[pidfd]", b"pidfd:[7]", b"anon_inode:bpf-prog", b"anon_inode:kvm-vm"];
         unknown.iter().for_each(|target| assert_eq!(classify(target), Some(Finding::Unknown)));
+        assert!(harmless_file(0o100_000, (0, 0)) && harmless_file(sys::S_IFCHR, (1, 3)));
+        assert!(!harmless_file(sys::S_IFCHR, (1, 1)) && !harmless_file(sys::S_IFBLK, (8, 0)));
     }
 
     #[test]
     fn mappings_by_line() {
         let vault = (0, 1, 77);
-        let check = |line: &str| match mapping(line.as_bytes(), vault) {
+        let check = |line: &str| match mapping(line.as_bytes(), vault, &|from, to| (from, to) == (0x5000, 0x6000)) {
             Some(Refusal::Found { finding, .. }) => Some(finding),
             _ => None,
         };
-        assert_eq!(check("7f00-7f10 r--s 00000000 00:01 77   /memfd:ascetic-vault (deleted)"), None);
-        assert_eq!(
-            check("7f00-7f10 rw-s 00000000 00:01 77   /memfd:ascetic-vault (deleted)"),
-            Some(Finding::WritableAlias)
-        );
-        assert_eq!(check("7f00-7f10 rw-s 00000000 00:01 78   /memfd:other"), None);
+        let vault_at = |access: &str| format!("7f00-7f10 {access} 00000000 00:01 77   /memfd:ascetic-vault (deleted)");
+        assert_eq!(check(&vault_at("r--s")), None);
+        assert_eq!(check(&vault_at("rw-s")), Some(Finding::WritableAlias));
+        assert_eq!(check("7f00-7f10 rw-s 00000000 00:01 78   /memfd:other"), Some(Finding::SharedMemory));
+        assert_eq!(check("5000-6000 rw-s 00000000 00:01 78   /memfd:other"), None);
+        assert_eq!(check("7f00-7f10 r--s 00000000 00:01 78   /memfd:other"), None);
         assert_eq!(check("7f00-7f10 rw-s 00000000 00:0e 9   anon_inode:[io_uring]"), Some(Finding::IoUring));
         assert_eq!(check("7f00-7f10 rw-p 00000000 00:00 0"), None);
     }

@@ -3,7 +3,7 @@
 //! T's interpreter runs both (`arch/*/birth.S`). The supervisor writes them into the verdict page before the sandbox
 //! exists, and nobody writes there afterwards but the supervisor.
 
-use crate::abi::{STEP_CHECK, STEP_SERVE, Step, T_STEPS, U_STEPS, VaultPage, VerdictPage};
+use crate::abi::{Mailbox, STEP_CHECK, STEP_SERVE, Step, T_STEPS, U_STEPS, VaultPage, VerdictPage};
 use crate::arch::{self, Frame};
 use crate::pair::Layout;
 use crate::seccomp::{self, Lockdown, Program};
@@ -19,6 +19,8 @@ pub struct Parents {
     pub fds: (u32, u32),
     /// The eventfd that both ring when they are born.
     pub alarm: i32,
+    /// The pipe in which U, born and locked down, waits until the supervisor has seen that it is.
+    pub answer: i32,
 }
 
 /// Where T and U run.
@@ -33,11 +35,13 @@ pub fn guest_mask() -> SigSet {
 struct Script<'a> {
     steps: core::slice::IterMut<'a, Step>,
     id: u32,
+    /// Address of zeros, for structures that are nothing else.
+    zeros: usize,
 }
 
 impl<'a> Script<'a> {
-    fn new(steps: &'a mut [Step]) -> Self {
-        Self { steps: steps.iter_mut(), id: 0 }
+    fn new(steps: &'a mut [Step], zeros: usize) -> Self {
+        Self { steps: steps.iter_mut(), id: 0, zeros }
     }
 
     fn push(&mut self, nr: u32, args: [usize; 6], expect: Option<usize>) {
@@ -62,6 +66,8 @@ impl<'a> Script<'a> {
     fn follow(&mut self, parents: &Parents) {
         self.must(Sysno::prctl, [sys::PR_SET_PDEATHSIG, signal::SIGKILL as usize], 0);
         self.must(Sysno::getppid, [], parents.supervisor as usize);
+        // Neither may keep the supervisor from running: no real-time policy (SCHED_OTHER is 0, and so is its priority).
+        self.may(Sysno::sched_setscheduler, [0, 0, self.zeros]);
     }
 }
 
@@ -80,7 +86,6 @@ pub fn write(page: &mut VerdictPage, layout: &Layout, parents: &Parents, lockdow
     let one = layout.vault().addr() + offset_of!(VaultPage, one);
     page.t_mask = SigSet::ALL;
     page.names = [*b"ascetic:trusted\0", *b"ascetic:guest\0\0\0"];
-    page.no_core = [0; 2];
     page.altstack = layout.altstack();
     page.actions = REPORTED.map(action);
     page.start = start;
@@ -91,12 +96,13 @@ pub fn write(page: &mut VerdictPage, layout: &Layout, parents: &Parents, lockdow
     let cpu = |i: usize| at + offset_of!(VerdictPage, cpus) + i * size_of::<CpuSet>();
     let born = [parents.alarm as usize, one, 8];
 
-    let mut t = Script::new(&mut page.t);
+    let zeros = at + offset_of!(VerdictPage, zeros);
+    let mut t = Script::new(&mut page.t, zeros);
     t.follow(parents);
     t.must(Sysno::rt_sigprocmask, [sys::SIG_SETMASK, at + offset_of!(VerdictPage, t_mask), 0, 8], 0);
     t.must(Sysno::prctl, [sys::PR_SET_TSC, sys::PR_TSC_SIGSEGV], 0);
     t.must(Sysno::prctl, [sys::PR_SET_NO_NEW_PRIVS, 1], 0);
-    t.must(Sysno::setrlimit, [4, at + offset_of!(VerdictPage, no_core)], 0); // RLIMIT_CORE
+    t.must(Sysno::setrlimit, [4, zeros], 0); // RLIMIT_CORE
     t.may(Sysno::prctl, [sys::PR_SET_NAME, name(0)]);
     if cpus.is_some() {
         t.must(Sysno::sched_setaffinity, [0, size_of::<CpuSet>(), cpu(0)], 0);
@@ -104,7 +110,7 @@ pub fn write(page: &mut VerdictPage, layout: &Layout, parents: &Parents, lockdow
     t.must(Sysno::write, born, 8);
     t.push(STEP_SERVE, [0; 6], None);
 
-    let mut u = Script::new(&mut page.u);
+    let mut u = Script::new(&mut page.u, zeros);
     u.follow(parents);
     u.must(Sysno::sigaltstack, [at + offset_of!(VerdictPage, altstack)], 0);
     for (i, sig) in REPORTED.into_iter().enumerate() {
@@ -117,7 +123,9 @@ pub fn write(page: &mut VerdictPage, layout: &Layout, parents: &Parents, lockdow
     }
     u.must(Sysno::prctl, [sys::PR_SET_NO_NEW_PRIVS, 1], 0);
     // Until the set-up task is gone, and T born: nobody else runs in this address space any more.
-    u.may(Sysno::futex, [at + offset_of!(VerdictPage, go), sys::FUTEX_WAIT]);
+    let go = at + offset_of!(VerdictPage, go);
+    u.may(Sysno::futex, [go, sys::FUTEX_WAIT]);
+    u.must(Sysno::futex, [go, sys::FUTEX_WAIT], (-sys::EAGAIN) as isize as usize); // it is 1
     match lockdown {
         Lockdown::Strict => u.must(Sysno::prctl, [sys::PR_SET_SECCOMP, seccomp::MODE_STRICT], 0),
         Lockdown::Filter { read, write } => {
@@ -129,6 +137,9 @@ pub fn write(page: &mut VerdictPage, layout: &Layout, parents: &Parents, lockdow
         }
     }
     u.must(Sysno::write, born, 8);
+    // No guest code before the ring was heard: it could take it back.
+    let scratch = layout.mailbox().addr() + offset_of!(Mailbox, scratch);
+    u.must(Sysno::read, [parents.answer as usize, scratch, 1], 1);
     u.push(arch::NR_SIGRETURN as u32, [0; 6], None);
 }
 
@@ -157,4 +168,4 @@ pub fn start_sp(layout: &Layout) -> usize {
     layout.verdict().addr() + offset_of!(VerdictPage, start)
 }
 
-static_assertions::const_assert!(T_STEPS >= 11 && U_STEPS >= 18);
+static_assertions::const_assert!(T_STEPS >= 13 && U_STEPS >= 22);

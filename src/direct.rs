@@ -10,6 +10,7 @@
 //!
 //! [`Policy::direct`]: crate::policy::Policy::direct
 
+use crate::abi::ROW_SMALL;
 use crate::sys::Sysno;
 
 /// One call of the list.
@@ -17,18 +18,20 @@ use crate::sys::Sysno;
 pub struct Direct {
     /// The call.
     pub call: Sysno,
-    /// Bit `i` is set when argument `i` is a descriptor: protected ones are refused there.
-    pub fds: u32,
+    /// Conditions of its row: bit `i` is set when argument `i` is a descriptor, where protected ones are refused; and
+    /// [`ROW_SMALL`].
+    pub row: u32,
     /// Why T may make it on registers alone.
     pub reason: &'static str,
 }
 
-const fn d(call: Sysno, fds: u32, reason: &'static str) -> Direct {
-    Direct { call, fds, reason }
+const fn d(call: Sysno, row: u32, reason: &'static str) -> Direct {
+    Direct { call, row, reason }
 }
 
 const FD: u32 = 0b1;
 const FD_FD: u32 = 0b11;
+const CLOCK: u32 = ROW_SMALL;
 
 /// The list.
 pub const DIRECT: &[Direct] = &[
@@ -45,12 +48,12 @@ pub const DIRECT: &[Direct] = &[
     d(Sysno::uname, 0, "fills memory with constants of the machine"),
     d(Sysno::sysinfo, 0, "fills memory with counters of the machine"),
     // Time.
-    d(Sysno::clock_gettime, 0, "fills memory; T's CPU clocks tell of T, the others of the machine"),
-    d(Sysno::clock_getres, 0, "fills memory"),
+    d(Sysno::clock_gettime, CLOCK, "fills memory; T's CPU clocks tell of T, the others of the machine"),
+    d(Sysno::clock_getres, CLOCK, "fills memory"),
     d(Sysno::gettimeofday, 0, "fills memory"),
     d(Sysno::time, 0, "fills memory"),
     d(Sysno::nanosleep, 0, "T sleeps for U; nobody else waits for T"),
-    d(Sysno::clock_nanosleep, 0, "as nanosleep"),
+    d(Sysno::clock_nanosleep, CLOCK, "as nanosleep"),
     d(Sysno::sched_yield, 0, "gives up the CPU"),
     d(Sysno::getrandom, 0, "fills memory"),
     // Bytes through descriptors that the guest holds anyway.
@@ -76,7 +79,7 @@ pub const DIRECT: &[Direct] = &[
     d(Sysno::dup2, FD_FD, "as close, both ways"),
     d(Sysno::dup3, FD_FD, "as close, both ways"),
     d(Sysno::pipe, 0, "new descriptors of a kind that reaches nobody else"),
-    d(Sysno::pipe2, 0, "as pipe; O_ASYNC has no owner and signals nobody"),
+    d(Sysno::pipe2, 0, "as pipe; a notification pipe needs an ioctl to be of any use"),
     d(Sysno::eventfd2, 0, "as pipe"),
     d(Sysno::epoll_create1, 0, "as pipe"),
     d(Sysno::epoll_ctl, 0b101, "both descriptors are the guest's"),
@@ -94,11 +97,11 @@ pub const DIRECT: &[Direct] = &[
     #[cfg(target_arch = "x86")]
     d(Sysno::getegid32, 0, "as getuid"),
     #[cfg(target_arch = "x86")]
-    d(Sysno::clock_gettime64, 0, "as clock_gettime"),
+    d(Sysno::clock_gettime64, CLOCK, "as clock_gettime"),
     #[cfg(target_arch = "x86")]
-    d(Sysno::clock_getres_time64, 0, "as clock_getres"),
+    d(Sysno::clock_getres_time64, CLOCK, "as clock_getres"),
     #[cfg(target_arch = "x86")]
-    d(Sysno::clock_nanosleep_time64, 0, "as nanosleep"),
+    d(Sysno::clock_nanosleep_time64, CLOCK, "as nanosleep"),
     #[cfg(target_arch = "x86")]
     d(Sysno::_llseek, FD, "as lseek; fills memory"),
     #[cfg(target_arch = "x86")]

@@ -147,10 +147,12 @@ pub enum Finding {
     Userfaultfd = 2,
     /// A writable mapping of the vault.
     WritableAlias = 3,
-    /// Access to the memory of a process (`/proc/*/mem`): past every read-only mapping.
+    /// A file of `/proc`: `/proc/*/mem` goes past every read-only mapping.
     ProcessMemory = 4,
     /// A kind of descriptor that this runtime does not know to be harmless.
     Unknown = 5,
+    /// Memory that is shared with somebody, writable, and not listed in [`Config::share`](crate::sandbox::Config::share).
+    SharedMemory = 6,
 }
 
 impl Finding {
@@ -160,6 +162,7 @@ impl Finding {
             2 => Self::Userfaultfd,
             3 => Self::WritableAlias,
             4 => Self::ProcessMemory,
+            6 => Self::SharedMemory,
             _ => Self::Unknown,
         }
     }
@@ -171,7 +174,10 @@ impl fmt::Display for Finding {
             Self::IoUring => "an io_uring makes system calls that seccomp does not see; close and unmap it first",
             Self::Userfaultfd => "a userfaultfd can stall the trusted thread; close it first",
             Self::WritableAlias => "a writable alias of the vault",
-            Self::ProcessMemory => "the memory of a process can be written through it",
+            Self::ProcessMemory => "a file of /proc, which can lead to the memory of a process",
+            Self::SharedMemory => {
+                "writable memory that others share; list it in Config::share, unmap it, or mark it MADV_DONTFORK"
+            }
             Self::Unknown => "not a kind of descriptor that a guest is known to be able to hold safely",
         })
     }

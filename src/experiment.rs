@@ -32,6 +32,8 @@ pub struct Weaken {
     pub no_seal: bool,
     /// The mappings of vault and mailbox are not sealed (`mseal`).
     pub no_mseal: bool,
+    /// The entry audit is made even so.
+    pub audit_anyway: bool,
     /// No entry audit.
     pub no_audit: bool,
     /// T and U do not follow the supervisor into death.
@@ -84,7 +86,7 @@ impl Weaken {
         Plan {
             clone_flags: if self.share_handlers { share } else { plan.clone_flags },
             trusted: if self.keep_stack { keep } else { plan.trusted },
-            audit: !self.no_audit && !self.no_seal,
+            audit: !self.no_audit && (!self.no_seal || self.audit_anyway),
             mseal: !self.no_mseal && !self.no_seal,
             vault_writable: self.no_seal,
             ..plan
@@ -110,16 +112,18 @@ pub fn pages() -> (*mut VaultPage, *mut VerdictPage) {
     ((from + 2 * PAGE) as *mut VaultPage, (from + 3 * PAGE) as *mut VerdictPage)
 }
 
+pub use crate::setup::OWN_FDS;
+
 /// In a guest: the first of the sandbox's own descriptors.
 pub fn first_own_fd() -> i32 {
     // SAFETY: a guest's state is mapped.
     unsafe { (*untrusted::state()).doorbell_t }
 }
 
-/// In a guest: the sequence number of the last request, to forge the next.
-pub fn sequence() -> *mut u32 {
+/// In a guest: what it believes the turn word to be, to forge the next request.
+pub fn turn() -> *mut u32 {
     // SAFETY: a guest's state is mapped.
-    unsafe { &raw mut (*untrusted::state()).seq }
+    unsafe { &raw mut (*untrusted::state()).turn }
 }
 
 /// Makes the reporter fault in the middle of its next report, by a write to address 0.

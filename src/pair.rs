@@ -40,17 +40,16 @@ pub struct Layout {
 impl Layout {
     /// Reserves a pair's addresses, with memory for its state and stacks. `stack_len` is in bytes.
     pub fn reserve(stack_len: usize) -> Result<Self, Error> {
-        let bad_stack = Error::Stack { bytes: stack_len };
         let frame = sys::auxv(sys::AT_MINSIGSTKSZ).unwrap_or(2 * PAGE); // before 5.14 the kernel does not say
         // Two frames: a fault in the reporter gets one, too.
         let altstack_len = (2 * frame + REPORTER_STACK).next_multiple_of(PAGE);
         if stack_len < MIN_STACK || stack_len > isize::MAX as usize / 2 {
-            return Err(bad_stack);
+            return Err(Error::Stack { bytes: stack_len });
         }
         let stack_len = stack_len.next_multiple_of(PAGE);
         let vault_and_mailbox = (VAULT_PAGES + 3) * PAGE;
         let len = vault_and_mailbox + size_of::<State>() + 3 * PAGE + altstack_len + stack_len;
-        let base = sys::reserve(len).map_err(|_| bad_stack)?;
+        let base = sys::reserve(len).map_err(|errno| Error::Supervisor { call: Sysno::mmap, errno })?;
         let altstack = base + vault_and_mailbox + size_of::<State>() + PAGE;
         let stack = altstack + altstack_len + PAGE;
         let layout = Self { base, len, altstack, altstack_len, stack, stack_len };

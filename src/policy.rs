@@ -12,9 +12,9 @@
 //! const POLICY: Policy = Policy::new().direct(Sysno::kill);
 //! ```
 
-use crate::abi::{ROW_ALLOW, ROW_ERRNO, ROW_FDS, TABLE_LEN};
+use crate::abi::{ROW_ALLOW, ROW_ERRNO, ROW_FDS, ROW_SMALL, SMALL, TABLE_LEN};
 use crate::direct::{DIRECT, why_not};
-use crate::sys::{EBADF, EFAULT, Sysno};
+use crate::sys::{EBADF, EFAULT, EINVAL, Sysno};
 use static_assertions::const_assert;
 
 const ENOSYS: u32 = 38;
@@ -58,7 +58,7 @@ impl Policy {
         let mut i = 0;
         while i < DIRECT.len() {
             if DIRECT[i].call as usize == call as usize {
-                self.rows[call as usize] = ROW_ALLOW | DIRECT[i].fds;
+                self.rows[call as usize] = ROW_ALLOW | DIRECT[i].row;
                 return self;
             }
             i += 1;
@@ -98,6 +98,9 @@ impl Policy {
             let is_fd = row & ROW_FDS & (1 << i) != 0;
             if is_fd && (*arg as u32).wrapping_sub(bounds.fd_lo) < bounds.fd_len {
                 return Decision::Refuse(EBADF);
+            }
+            if i == 0 && row & ROW_SMALL != 0 && *arg as u32 >= SMALL {
+                return Decision::Refuse(EINVAL);
             }
         }
         Decision::Allow

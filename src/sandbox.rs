@@ -10,6 +10,7 @@ use crate::arch::{self, Context, Frame};
 use crate::birth::{self, Parents};
 use crate::clone;
 use crate::error::{Error, Finding, Name, SetupStage, Status};
+use crate::fault::tsc::{self, Scale};
 use crate::pair::{Layout, VAULT_PAGES};
 use crate::policy::Policy;
 use crate::seccomp::{self, Lockdown};
@@ -20,12 +21,14 @@ use crate::trusted::{self, Entry};
 use crate::untrusted::{self, State};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 /// The stack that guest code gets when nothing else is asked for, in bytes.
 pub const DEFAULT_STACK: usize = 256 * 1024;
 /// How often T and U look before they sleep when they have a CPU each: some tens of microseconds.
 pub const DEFAULT_SPIN: u32 = 2000;
+/// Alarms that a guest may raise: an abort takes two. After that nobody listens, so that a flood costs only the guest.
+const ALARMS: u32 = 16;
 /// Bytes that a crash report may have.
 pub const RECORD_MAX: usize = 256 * 1024;
 
@@ -53,6 +56,9 @@ pub struct Config<'a> {
     pub stack: usize,
     /// The descriptors that the guest keeps, under their numbers. All others are closed in the sandbox.
     pub keep: &'a [i32],
+    /// Shared memory that the guest keeps: address and length in bytes of mappings that are writable and shared. What the
+    /// guest writes there, others see; any other such mapping is refused.
+    pub share: &'a [(usize, usize)],
     /// Where crash reports go; it is made non-blocking. `None`: memory of the supervisor's, see
     /// [`Sandbox::record`].
     pub crash: Option<i32>,
@@ -78,6 +84,7 @@ impl<'a> Config<'a> {
             policy,
             stack: DEFAULT_STACK,
             keep: &[],
+            share: &[],
             crash: None,
             lockdown: Lockdown::Strict,
             placement: Placement::Auto,
@@ -126,7 +133,12 @@ impl Drop for Fd {
 
 /// A mapping of the supervisor's own, which no child inherits.
 #[derive(Debug)]
-struct View<T>(*mut T, usize);
+struct View<T> {
+    at: *mut T,
+    len: usize,
+    /// The process that mapped it. A forked copy of this value has nothing there, or something else.
+    owner: u32,
+}
 
 // SAFETY: a view is plain memory, shared with a sandbox but with no thread of this process.
 unsafe impl<T> Send for View<T> {}
@@ -135,7 +147,7 @@ impl<T> View<T> {
     /// Maps `len` bytes of a memfd. Under [`FORKS`], so that no sandbox is forked before it is marked.
     fn map(fd: i32, len: usize) -> Result<Self, Error> {
         let addr = sys::map_shared(len, sys::PROT_READ | sys::PROT_WRITE, fd).map_err(failed(Sysno::mmap))?;
-        let view = Self(addr as *mut T, len);
+        let view = Self { at: addr as *mut T, len, owner: sys::pids().0 };
         sys::dont_fork(addr, len).map_err(failed(Sysno::madvise))?;
         Ok(view)
     }
@@ -143,8 +155,10 @@ impl<T> View<T> {
 
 impl<T> Drop for View<T> {
     fn drop(&mut self) {
-        // SAFETY: the view is the only user of its mapping.
-        let _ = unsafe { sys::munmap(self.0.addr(), self.1) };
+        if self.owner == sys::pids().0 {
+            // SAFETY: this process mapped it, and the view is its only user.
+            let _ = unsafe { sys::munmap(self.at.addr(), self.len) };
+        }
     }
 }
 
@@ -171,10 +185,13 @@ pub struct Sandbox {
     t: Task,
     u: Task,
     alarm: Fd,
-    doorbell_u: Fd,
+    alarms: u32,
+    answer: (Fd, Fd),
     crash: Option<Fd>,
     mailbox: View<Mailbox>,
     vault: View<VaultView>,
+    /// Whether the guest's scale of the time stamp counter is a good one.
+    good_scale: bool,
     _live: Live,
 }
 
@@ -207,11 +224,13 @@ struct Task {
     pid: u32,
     pidfd: Option<Fd>,
     status: Option<Status>,
+    /// The process whose child it is.
+    owner: u32,
 }
 
 impl Task {
     fn new(pid: u32) -> Self {
-        Self { pid, pidfd: None, status: None }
+        Self { pid, pidfd: None, status: None, owner: sys::pids().0 }
     }
 
     fn watch(&mut self) -> Result<(), Error> {
@@ -235,9 +254,18 @@ impl Task {
         self.status
     }
 
+    /// Sends a signal, if the task was made.
+    fn signal(&self, sig: i32) {
+        let _ = match &self.pidfd {
+            Some(fd) => sys::pidfd_send_signal(fd.0, sig),
+            None if self.pid != 0 => sys::kill(self.pid, sig),
+            None => Ok(()),
+        };
+    }
+
     fn end(&mut self) -> Status {
-        if self.reap(false).is_none() && self.pid != 0 {
-            let _ = sys::kill(self.pid, SIGKILL);
+        if self.reap(false).is_none() {
+            self.signal(SIGKILL);
         }
         self.reap(true).unwrap_or(Status::Exited(255))
     }
@@ -245,7 +273,10 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.end();
+        // A forked copy of this value, in a process that is not the parent, ends nothing.
+        if self.owner == sys::pids().0 {
+            self.end();
+        }
     }
 }
 
@@ -384,6 +415,25 @@ fn spin_limit(config: &Config<'_>, default: u32, cpus: usize) -> u32 {
     if cpus < 2 { 0 } else { config.spin.unwrap_or(default) }
 }
 
+/// How many pauses U makes before it first looks for a reply, where it spins: as many as a call and three quarters take
+/// here. Measured once in a process; a pause takes 10 cycles on some processors and 140 on others.
+fn look_away() -> u32 {
+    const REPEAT: u64 = 64;
+    static PAUSES: Once<u32> = Once::new();
+    *PAUSES.call_once(|| {
+        let attempt = || {
+            let start = sys::now();
+            (0..REPEAT).for_each(|_| _ = sys::parent());
+            let called = sys::now();
+            (0..REPEAT).for_each(|_| core::hint::spin_loop());
+            (called.saturating_sub(start), sys::now().saturating_sub(called))
+        };
+        let fastest = |a: (u64, u64), b: (u64, u64)| (a.0.min(b.0), a.1.min(b.1));
+        let (call, pause) = (0..8).map(|_| attempt()).fold((u64::MAX, u64::MAX), fastest);
+        (call.saturating_mul(7) / 4 / pause.max(1)).min(64) as u32
+    })
+}
+
 /// Everything that is made before the fork.
 struct Made {
     vault_fd: Fd,
@@ -395,6 +445,7 @@ struct Made {
     alarm: Fd,
     crash: Option<Fd>,
     probe: (Fd, Fd),
+    answer: (Fd, Fd),
 }
 
 impl Made {
@@ -402,7 +453,7 @@ impl Made {
         let vault_len = VAULT_PAGES * PAGE;
         let memfd = |name, len, exec| sys::memfd(name, len, exec).map(Fd).map_err(failed(Sysno::memfd_create));
         let seal = |fd: &Fd, seals| sys::seal(fd.0, seals).map_err(failed(Sysno::fcntl));
-        let eventfd = || sys::eventfd().map(Fd).map_err(failed(Sysno::eventfd2));
+        let eventfd = |blocking| sys::eventfd(blocking).map(Fd).map_err(failed(Sysno::eventfd2));
         let vault_fd = memfd(c"ascetic-vault", vault_len, true)?;
         let vault = View::map(vault_fd.0, vault_len)?;
         let seals = sys::SEAL_SIZE | sys::SEAL_FUTURE_WRITE;
@@ -423,22 +474,27 @@ impl Made {
                 Some(fd)
             }
         };
-        let (probe_read, probe_write) = sys::pipe().map_err(failed(Sysno::pipe2))?;
+        let pair = |(read, write)| (Fd(read), Fd(write));
+        let probe = sys::pipe().map(pair).map_err(failed(Sysno::pipe2))?;
+        let answer = sys::blocking_pipe().map(pair).map_err(failed(Sysno::pipe2))?;
+        sys::set_nonblocking(answer.1.0).map_err(failed(Sysno::fcntl))?;
         Ok(Self {
             vault_fd,
             mailbox_fd,
             vault,
             mailbox,
-            doorbell_t: eventfd()?,
-            doorbell_u: eventfd()?,
-            alarm: eventfd()?,
+            doorbell_t: eventfd(true)?,
+            doorbell_u: eventfd(true)?,
+            alarm: eventfd(false)?, // the guest may take back its ring: whoever reads must not wait
             crash,
-            probe: (Fd(probe_read), Fd(probe_write)),
+            probe,
+            answer,
         })
     }
 }
 
 fn create(config: &Config<'_>, start: Start<'_>) -> Result<Sandbox, Error> {
+    Scale::prepare();
     check(config)?;
     let (cpus, spin) = place(config)?;
     let supervisor = sys::pids().0;
@@ -457,14 +513,19 @@ fn create(config: &Config<'_>, start: Start<'_>) -> Result<Sandbox, Error> {
             crash: config.crash.or(made.crash.as_ref().map(|fd| fd.0)).unwrap_or(-1),
             probe_read: made.probe.0.0,
             probe_write: made.probe.1.0,
+            answer: made.answer.0.0,
         };
         let inside = OwnFds::from(fd_lo);
-        let parents =
-            Parents { supervisor, fds: (fd_lo as u32, (fd_lo as usize + OWN_FDS) as u32), alarm: inside.alarm };
+        let parents = Parents {
+            supervisor,
+            fds: (fd_lo as u32, (fd_lo as usize + OWN_FDS) as u32),
+            alarm: inside.alarm,
+            answer: inside.answer,
+        };
         // SAFETY: the views were just mapped, at their full size, and the reservation with its state is new.
         unsafe {
             fill_state(&layout, &inside, spin, start);
-            let vault = &mut *made.vault.0;
+            let vault = &mut *made.vault.at;
             vault.code.iter_mut().zip(trusted::code()).for_each(|(to, from)| *to = *from);
             fill_vault(&mut vault.vault, &layout, config.policy, &inside, spin);
             let frame = frame(&layout, start);
@@ -479,6 +540,7 @@ fn create(config: &Config<'_>, start: Start<'_>) -> Result<Sandbox, Error> {
             own,
             fd_lo,
             keep: config.keep,
+            share: config.share,
             supervisor,
             pid: if matches!(start, Start::Resume { .. }) { supervisor } else { 0 },
             clone_flags: clone::PAIR.bits(),
@@ -532,8 +594,9 @@ unsafe fn fill_state(layout: &Layout, inside: &OwnFds, spin: u32, start: Start<'
         state.crash = inside.crash;
         state.probe_read = inside.probe_read;
         state.probe_write = inside.probe_write;
+        state.answer = inside.answer;
         state.spin = spin;
-        state.tsc = crate::fault::tsc::Scale::measure();
+        state.look_away = if spin > 0 { look_away() } else { 0 };
         let bounds = layout.bounds(0, 0);
         state.fault.prepare(
             (stack, stack + stack_len),
@@ -580,17 +643,19 @@ unsafe fn frame(layout: &Layout, start: Start<'_>) -> Frame {
 fn await_birth(made: Made, mut set_up: Task) -> Result<Sandbox, Error> {
     let status = set_up.reap(true).unwrap_or(Status::Exited(255));
     // SAFETY: the view is mapped; no guest code runs yet, so what the set-up task wrote is its own.
-    let report = unsafe { (&raw const (*made.mailbox.0).setup).read_volatile() };
-    let Made { vault, mailbox, doorbell_u, alarm, crash, .. } = made;
+    let report = unsafe { (&raw const (*made.mailbox.at).setup).read_volatile() };
+    let Made { vault, mailbox, alarm, crash, answer, .. } = made;
     // From here on, dropping the sandbox ends and reaps T and U.
     let mut sandbox = Sandbox {
         t: Task::new(report.t),
         u: Task::new(report.u),
         alarm,
-        doorbell_u,
+        alarms: 0,
+        answer,
         crash,
         mailbox,
         vault,
+        good_scale: false,
         _live: Live::new(),
     };
     let errno = Errno::new(report.errno as i32);
@@ -609,14 +674,13 @@ fn await_birth(made: Made, mut set_up: Task) -> Result<Sandbox, Error> {
     // T is born while nothing else runs; U only then, because it is a guest as soon as it is born.
     sandbox.await_ring()?;
     // SAFETY: the view is mapped; the word is aligned.
-    let go = unsafe { &raw mut (*sandbox.vault.0).verdict.go };
+    let go = unsafe { &raw mut (*sandbox.vault.at).verdict.go };
     // SAFETY: as above; only the kernel reads it, for futex calls.
     unsafe { core::sync::atomic::AtomicU32::from_ptr(go) }.store(1, Ordering::SeqCst);
     sys::futex_wake(go).map_err(failed(Sysno::futex))?;
-    if sandbox.await_ring()? > 1 {
-        // The guest runs already, and has called: `wait` will answer.
-        let _ = sys::write(sandbox.alarm.0, &1u64.to_ne_bytes());
-    }
+    sandbox.await_ring()?;
+    sandbox.scale();
+    sandbox.answer().map_err(failed(Sysno::write))?; // guest code may run
     Ok(sandbox)
 }
 
@@ -626,8 +690,8 @@ impl Sandbox {
         (self.t.pid, self.u.pid)
     }
 
-    /// Waits until T or U rings for its birth, or has failed. Returns how often somebody rang.
-    fn await_ring(&mut self) -> Result<u64, Error> {
+    /// Waits until T or U rings for its birth, or has failed.
+    fn await_ring(&mut self) -> Result<(), Error> {
         loop {
             let mut fds = [PollFd::readable(self.alarm.0), self.t.poll_fd(), self.u.poll_fd()];
             match sys::poll(&mut fds, None) {
@@ -635,16 +699,15 @@ impl Sandbox {
                 Err(errno) => return Err(Error::Supervisor { call: Sysno::poll, errno }),
             }
             if fds[0].revents != 0 {
-                let mut rings = [0; 8];
-                sys::read(self.alarm.0, &mut rings).map_err(failed(Sysno::read))?;
-                return Ok(u64::from_ne_bytes(rings));
+                return sys::read(self.alarm.0, &mut [0; 8]).map(drop).map_err(failed(Sysno::read));
             }
             for (is_t, task) in [(true, &mut self.t), (false, &mut self.u)] {
                 let Some(status) = task.reap(false) else { continue };
                 let name = if is_t { "trusted thread" } else { "untrusted thread" };
                 // SAFETY: the views are mapped; no guest code has run: T precedes U, and U did not ring.
-                let (page, result) =
-                    unsafe { (&(*self.vault.0).verdict, (&raw const (*self.mailbox.0).birth_result).read_volatile()) };
+                let (page, result) = unsafe {
+                    (&(*self.vault.at).verdict, (&raw const (*self.mailbox.at).birth_result).read_volatile())
+                };
                 if let Status::Exited(step) = status {
                     if let Some(call) = birth::failed_step(page, is_t, step) {
                         let errno = Errno::from_ret(result).err().unwrap_or(Errno::new(0));
@@ -665,12 +728,21 @@ impl Sandbox {
         let mut cause = None;
         while cause.is_none() {
             let left = until.map(|until| Duration::from_nanos(until.saturating_sub(sys::now())));
-            let mut fds = [PollFd::readable(self.alarm.0), self.t.poll_fd(), self.u.poll_fd()];
-            match sys::poll(&mut fds, left) {
-                Ok(0) if left.is_some_and(|left| left.is_zero()) => cause = Some(Cause::Deadline),
+            if !self.good_scale {
+                self.scale();
+            }
+            let soon = (!self.good_scale).then(|| Duration::from_nanos(tsc::GOOD));
+            let pause = left.into_iter().chain(soon).min();
+            let alarm = if self.alarms < ALARMS { self.alarm.0 } else { -1 };
+            let mut fds = [PollFd::readable(alarm), self.t.poll_fd(), self.u.poll_fd()];
+            match sys::poll(&mut fds, pause) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => cause = Some(Cause::Killed), // cannot watch it any more: fail closed
             }
+            if left.is_some_and(|left| left.is_zero()) {
+                cause = Some(Cause::Deadline);
+            }
+            // A task that ended before the deadline was noticed has ended by itself.
             cause = self.ended().or(cause);
             if cause.is_none() && fds[0].revents != 0 {
                 self.answer_alarm();
@@ -697,20 +769,30 @@ impl Sandbox {
     fn answer_alarm(&mut self) {
         let _ = sys::read(self.alarm.0, &mut [0; 8]);
         // SAFETY: the view is mapped; a racing guest can only change which signal it gets.
-        let (raise, raised) = unsafe { (&raw mut (*self.mailbox.0).raise, &raw mut (*self.mailbox.0).raised) };
+        let (raise, raised) = unsafe { (&raw mut (*self.mailbox.at).raise, &raw mut (*self.mailbox.at).raised) };
         // SAFETY: as above.
         let request = unsafe { raise.read_volatile() };
         let sig = (request & 0xff) as i32;
-        if (1..=signal::NSIG).contains(&sig) {
-            let _ = sys::kill(self.u.pid, sig);
+        if signal::REPORTED.contains(&sig) {
+            self.u.signal(sig);
         }
         // SAFETY: as above.
         unsafe { raised.write_volatile(request) };
-        // The doorbell can be full, if the guest filled it; it must not hold this process up.
-        let mut writable = [PollFd { fd: self.doorbell_u.0, events: 4, revents: 0 }];
-        if sys::poll(&mut writable, Some(Duration::ZERO)) == Ok(1) {
-            let _ = sys::write(self.doorbell_u.0, &1u64.to_ne_bytes());
-        }
+        let _ = self.answer();
+        self.alarms += 1;
+    }
+
+    /// Tells U how nanoseconds become ticks of the time stamp counter, as well as that is known now.
+    fn scale(&mut self) {
+        let (scale, good) = Scale::measure();
+        // SAFETY: the view is mapped, and only this process writes there, but for a guest that spoils its own clock.
+        unsafe { tsc::publish(&raw mut (*self.mailbox.at).scale, scale) };
+        self.good_scale = good;
+    }
+
+    /// Lets U go on that waits for an answer. Never blocks, and only this process can write there.
+    fn answer(&self) -> Result<(), Errno> {
+        sys::write(self.answer.1.0, &[1]).map(drop)
     }
 
     /// Kills both tasks and waits for them.
@@ -721,7 +803,7 @@ impl Sandbox {
 
     fn end(&mut self, cause: Cause) -> Outcome {
         if self.u.reap(false).is_none() {
-            let _ = sys::kill(self.u.pid, SIGKILL);
+            self.u.signal(SIGKILL);
         }
         let trusted = self.t.end();
         let guest = self.u.end();

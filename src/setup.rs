@@ -3,13 +3,13 @@
 //! It is single-threaded, blocks every signal, and uses only its stack. What it finds wrong it reports in the mailbox,
 //! which the supervisor reads when the task has ended and before any guest code runs.
 
-use crate::abi::{Mailbox, NAME_MAX};
+use crate::abi::{Mailbox, NAME_MAX, PAGE};
 use crate::arch;
 use crate::audit::{self, Refusal};
 use crate::birth;
 use crate::error::SetupStage;
 use crate::pair::Layout;
-use crate::signal::{NSIG, SIGKILL, SigAction};
+use crate::signal::{self, NSIG, SIGKILL, SigAction};
 use crate::sys::{self, Errno};
 use crate::trusted::Entry;
 use crate::untrusted;
@@ -29,15 +29,17 @@ pub struct OwnFds {
     pub probe_read: i32,
     /// Its other end.
     pub probe_write: i32,
+    /// The pipe by which the supervisor answers an alarm; its other end is not in the sandbox.
+    pub answer: i32,
 }
 
 /// How many descriptors a sandbox has of its own.
-pub const OWN_FDS: usize = 6;
+pub const OWN_FDS: usize = 7;
 
 impl OwnFds {
     /// The descriptors as a list, in order.
     pub fn list(self) -> [i32; OWN_FDS] {
-        [self.doorbell_t, self.doorbell_u, self.alarm, self.crash, self.probe_read, self.probe_write]
+        [self.doorbell_t, self.doorbell_u, self.alarm, self.crash, self.probe_read, self.probe_write, self.answer]
     }
 
     /// The numbers they get in the sandbox: consecutive, from `lo` on.
@@ -49,6 +51,7 @@ impl OwnFds {
             crash: lo + 3,
             probe_read: lo + 4,
             probe_write: lo + 5,
+            answer: lo + 6,
         }
     }
 }
@@ -68,6 +71,8 @@ pub struct Plan<'a> {
     pub fd_lo: i32,
     /// The descriptors that the guest keeps.
     pub keep: &'a [i32],
+    /// The shared memory that the guest keeps: address and length.
+    pub share: &'a [(usize, usize)],
     /// Process id of the supervisor.
     pub supervisor: u32,
     /// The process id that the guest is told; 0 for U's own.
@@ -133,17 +138,29 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
         return Err((SetupStage::Parent, Errno::ESRCH));
     }
     for sig in 1..=NSIG {
-        // SAFETY: the default action runs no code. SIGKILL and SIGSTOP say EINVAL: theirs cannot be changed.
-        match unsafe { sys::sigaction(sig, &SigAction::DEFAULT) } {
+        // A guest that reads its terminal from the background would have its process group, the supervisor included,
+        // stopped (`tty_io.c`, `__tty_check_change`); ignored, it gets EIO.
+        let ignored = matches!(sig, signal::SIGTTIN | signal::SIGTTOU);
+        let action = if ignored { SigAction::IGNORE } else { SigAction::DEFAULT };
+        // SAFETY: neither action runs code. SIGKILL and SIGSTOP say EINVAL: theirs cannot be changed.
+        match unsafe { sys::sigaction(sig, &action) } {
             Ok(()) | Err(Errno::EINVAL) => {}
             Err(errno) => return Err((SetupStage::Handlers, errno)),
         }
     }
     let (audited, sealed, _) = plan.defences();
     if audited {
-        let identity = sys::identity(plan.vault).map_err(at(SetupStage::Vault))?;
-        audit::descriptors(plan.keep).map_err(|refusal| report(mailbox, refusal))?;
-        audit::mappings(identity).map_err(|refusal| report(mailbox, refusal))?;
+        let vault = sys::file_facts(plan.vault).map_err(at(SetupStage::Vault))?;
+        let kept = |fd| plan.keep.contains(&fd) || fd == plan.own.crash;
+        audit::descriptors(kept).map_err(|refusal| report(mailbox, refusal))?;
+        let shared = |from, to| {
+            let ours = (mailbox.addr(), size_of::<Mailbox>());
+            let within = |(at, len): &(usize, usize)| {
+                *at <= from && to <= at.saturating_add(len.checked_next_multiple_of(PAGE).unwrap_or(0))
+            };
+            plan.share.iter().chain([&ours]).any(within)
+        };
+        audit::mappings(vault.identity, shared).map_err(|refusal| report(mailbox, refusal))?;
     }
     if let Some(fd) = plan.keep.iter().find(|fd| !sys::is_open(**fd)) {
         // SAFETY: the mailbox is mapped, and no guest code runs yet.

@@ -16,6 +16,10 @@ pub const SIGKILL: i32 = 9;
 pub const SIGSEGV: i32 = 11;
 /// `SIGPIPE`
 pub const SIGPIPE: i32 = 13;
+/// `SIGTTIN`
+pub const SIGTTIN: i32 = 21;
+/// `SIGTTOU`
+pub const SIGTTOU: i32 = 22;
 /// `SIGXFSZ`
 pub const SIGXFSZ: i32 = 25;
 /// `SIGSYS`
@@ -108,6 +112,8 @@ pub struct SigAction {
 }
 
 impl SigAction {
+    /// `SIG_IGN`
+    pub const IGNORE: Self = Self { handler: 1, flags: 0, restorer: 0, mask: SigSet::EMPTY };
     /// The default action.
     pub const DEFAULT: Self = Self { handler: 0, flags: 0, restorer: 0, mask: SigSet::EMPTY };
 }

@@ -8,6 +8,10 @@ pub use syscalls::{Errno, Sysno};
 
 /// `EFAULT` as a plain number, for the assembly.
 pub const EFAULT: i32 = 14;
+/// `EAGAIN` as a plain number.
+pub const EAGAIN: i32 = 11;
+/// `EINVAL` as a plain number, for the assembly.
+pub const EINVAL: i32 = 22;
 /// `EBADF` as a plain number, for the assembly.
 pub const EBADF: i32 = 9;
 
@@ -37,8 +41,8 @@ pub const SEAL_SIZE: usize = 1 | 2 | 4;
 pub const SEAL_FUTURE_WRITE: usize = 0x10;
 const O_NONBLOCK: usize = 0o4000;
 const O_CLOEXEC: usize = 0o2000000;
-const EFD_CLOEXEC: usize = O_CLOEXEC;
 const SEEK_CUR: usize = 1;
+const RLIMIT_FSIZE: usize = 1;
 const WNOHANG: usize = 1;
 const WALL: usize = 0x4000_0000;
 const CLOCK_MONOTONIC: usize = 1;
@@ -48,6 +52,8 @@ pub const PR_SET_PDEATHSIG: usize = 1;
 pub const PR_GET_SECCOMP: usize = 21;
 /// `PR_SET_SECCOMP`
 pub const PR_SET_SECCOMP: usize = 22;
+/// `PR_GET_TSC`
+pub const PR_GET_TSC: usize = 25;
 /// `PR_SET_TSC`
 pub const PR_SET_TSC: usize = 26;
 /// `PR_TSC_SIGSEGV`
@@ -169,8 +175,13 @@ pub fn memfd(name: &CStr, len: usize, exec: bool) -> Result<i32> {
         Err(Errno::EINVAL) => create(flags)?, // before 6.3 there is no MFD_EXEC, and every memfd is executable
         other => other?,
     };
+    let mut limit = [0u64; 2];
+    // SAFETY: the kernel stores two numbers.
+    unsafe { sys!(prlimit64, 0, RLIMIT_FSIZE, 0, limit.as_mut_ptr() as usize) }?;
+    // Beyond the limit ftruncate would not only fail, but raise SIGXFSZ.
     // SAFETY: `fd` is ours.
-    match unsafe { sys!(ftruncate, fd, len) } {
+    let sized = if limit[0] < len as u64 { Err(Errno::EFBIG) } else { unsafe { sys!(ftruncate, fd, len) } };
+    match sized {
         Ok(_) => Ok(fd as i32),
         Err(errno) => {
             close(fd as i32);
@@ -185,17 +196,26 @@ pub fn seal(fd: i32, seals: usize) -> Result<()> {
     unsafe { sys!(fcntl, fd as usize, F_ADD_SEALS, seals) }.map(drop)
 }
 
-/// A new eventfd, blocking.
-pub fn eventfd() -> Result<i32> {
+/// A new eventfd.
+pub fn eventfd(blocking: bool) -> Result<i32> {
+    let flags = if blocking { O_CLOEXEC } else { O_CLOEXEC | O_NONBLOCK }; // EFD_* are the same numbers
     // SAFETY: makes a descriptor.
-    unsafe { sys!(eventfd2, 0, EFD_CLOEXEC) }.map(|fd| fd as i32)
+    unsafe { sys!(eventfd2, 0, flags) }.map(|fd| fd as i32)
 }
 
-/// A new pipe that never blocks: (read end, write end).
+/// A new pipe: (read end, write end), neither of which blocks.
 pub fn pipe() -> Result<(i32, i32)> {
+    let (read, write) = blocking_pipe()?;
+    set_nonblocking(read)?;
+    set_nonblocking(write)?;
+    Ok((read, write))
+}
+
+/// A new pipe: (read end, write end), both of which block.
+pub fn blocking_pipe() -> Result<(i32, i32)> {
     let mut ends = [0i32; 2];
     // SAFETY: the kernel stores two descriptors.
-    unsafe { sys!(pipe2, ends.as_mut_ptr() as usize, O_CLOEXEC | O_NONBLOCK) }?;
+    unsafe { sys!(pipe2, ends.as_mut_ptr() as usize, O_CLOEXEC) }?;
     Ok((ends[0], ends[1]))
 }
 
@@ -289,14 +309,46 @@ pub fn getdents(fd: i32, buf: &mut [u8]) -> Result<usize> {
     unsafe { sys!(getdents64, fd as usize, buf.as_mut_ptr() as usize, buf.len()) }
 }
 
-/// Inode and device of an open file, from `statx(2)`: (device major, minor, inode).
-pub fn identity(fd: i32) -> Result<(u32, u32, u64)> {
+/// What `statx(2)` says of an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileFacts {
+    /// Device (major, minor) and inode: the file's identity.
+    pub identity: (u32, u32, u64),
+    /// `S_IFMT` part of the mode.
+    pub kind: u32,
+    /// For a device file: (major, minor).
+    pub device: (u32, u32),
+}
+
+/// `S_IFCHR`
+pub const S_IFCHR: u32 = 0o020_000;
+/// `S_IFBLK`
+pub const S_IFBLK: u32 = 0o060_000;
+
+/// Asks what an open file is.
+pub fn file_facts(fd: i32) -> Result<FileFacts> {
     const AT_EMPTY_PATH: usize = 0x1000;
-    const STATX_INO: usize = 0x100;
-    let mut statx = [0u64; 32]; // struct statx: stx_ino at byte 32, stx_dev_major and _minor at 136
+    const STATX_BASIC_STATS: usize = 0x7ff;
+    const S_IFMT: u32 = 0o170_000;
+    // struct statx: mode at byte 28 (16 bits), inode at 32 (64), rdev major, minor, dev major, minor at 128 (32 each)
+    let mut statx = [0u32; 64];
+    let at = statx.as_mut_ptr() as usize;
     // SAFETY: the kernel stores 256 bytes.
-    unsafe { sys!(statx, fd as usize, c"".as_ptr() as usize, AT_EMPTY_PATH, STATX_INO, statx.as_mut_ptr() as usize) }?;
-    Ok((statx[17] as u32, (statx[17] >> 32) as u32, statx[4]))
+    unsafe { sys!(statx, fd as usize, c"".as_ptr() as usize, AT_EMPTY_PATH, STATX_BASIC_STATS, at) }?;
+    Ok(FileFacts {
+        identity: (statx[34], statx[35], u64::from(statx[8]) | u64::from(statx[9]) << 32),
+        kind: statx[7] & S_IFMT,
+        device: (statx[32], statx[33]),
+    })
+}
+
+/// Whether an open file is of a proc file system, wherever it is mounted (`PROC_SUPER_MAGIC`, `statfs(2)`).
+pub fn is_on_proc(fd: i32) -> Result<bool> {
+    const PROC_SUPER_MAGIC: usize = 0x9fa0;
+    let mut statfs = [0usize; 32];
+    // SAFETY: struct statfs is smaller; its first word is the type on both architectures.
+    unsafe { sys!(fstatfs, fd as usize, statfs.as_mut_ptr() as usize) }?;
+    Ok(statfs[0] == PROC_SUPER_MAGIC)
 }
 
 /// `prctl(2)`.
@@ -309,10 +361,16 @@ pub unsafe fn prctl(option: usize, arg: usize) -> Result<usize> {
     unsafe { sys!(prctl, option, arg) }
 }
 
+/// The process id of the caller's parent.
+pub fn parent() -> u32 {
+    // SAFETY: cannot fail.
+    unsafe { sys!(getppid) }.unwrap_or(0) as u32
+}
+
 /// The process id of the caller, and that of its parent.
 pub fn pids() -> (u32, u32) {
     // SAFETY: cannot fail.
-    unsafe { (sys!(getpid).unwrap_or(0) as u32, sys!(getppid).unwrap_or(0) as u32) }
+    (unsafe { sys!(getpid) }.unwrap_or(0) as u32, parent())
 }
 
 /// Replaces the signal mask of the calling thread; returns the old one.
@@ -366,9 +424,15 @@ pub fn wait(pid: u32, block: bool) -> Result<Option<i32>> {
     }
 }
 
-/// Sends a signal to a process that the caller has not reaped yet.
+/// Sends a signal to the process behind a pidfd.
+pub fn pidfd_send_signal(pidfd: i32, sig: i32) -> Result<()> {
+    // SAFETY: the descriptor stands for one process, whatever becomes of its id.
+    unsafe { sys!(pidfd_send_signal, pidfd as usize, sig as usize) }.map(drop)
+}
+
+/// Sends a signal to a process, which the caller has not reaped.
 pub fn kill(pid: u32, sig: i32) -> Result<()> {
-    // SAFETY: the id cannot have been reused.
+    // SAFETY: signals only.
     unsafe { sys!(kill, pid as usize, sig as usize) }.map(drop)
 }
 

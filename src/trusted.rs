@@ -8,19 +8,12 @@ use crate::arch;
 /// Exit status of T when its doorbell does not answer as an eventfd does.
 pub const EXIT_DOORBELL: u8 = 254;
 
-unsafe extern "C" {
-    // The linker provides these for a section whose name is a C identifier.
-    #[link_name = "__start_ascetic_trusted"]
-    static START: u8;
-    #[link_name = "__stop_ascetic_trusted"]
-    static STOP: u8;
-}
-
 /// The bytes of T's code, as linked.
 pub fn code() -> &'static [u8] {
-    let (start, stop) = (&raw const START, &raw const STOP);
-    // SAFETY: the linker defines both as the bounds of one section, which is mapped readable and never written.
-    unsafe { core::slice::from_raw_parts(start, stop.addr() - start.addr()) }
+    let start = arch::asc_trusted_birth as *const u8;
+    let len = (arch::asc_trusted_end as *const ()).addr() - start.addr();
+    // SAFETY: both labels are in one section of one object, in this order; it is mapped readable and never written.
+    unsafe { core::slice::from_raw_parts(start, len) }
 }
 
 /// Where in [`code`] a task starts.
@@ -42,6 +35,15 @@ impl Entry {
             Self::Unpoisoned => arch::asc_trusted_birth_unpoisoned as *const (),
             Self::Untrusted => arch::asc_script as *const (),
         };
-        label.addr() - (&raw const START).addr()
+        label.addr() - (arch::asc_trusted_birth as *const ()).addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_code_fits_in_a_page() {
+        let len = super::code().len();
+        assert!(len > 0 && len <= crate::abi::PAGE, "{len}");
     }
 }

@@ -41,15 +41,17 @@ pub struct State {
     pub(crate) crash: i32,
     pub(crate) probe_read: i32,
     pub(crate) probe_write: i32,
+    pub(crate) answer: i32,
     pub(crate) spin: u32,
-    pub(crate) seq: u32,
+    pub(crate) look_away: u32,
+    pub(crate) turn: u32,
     pub(crate) pid: u32,
     pub(crate) calls: u32,
     pub(crate) raises: u32,
     pub(crate) ring: [CallRecord; RING],
     pub(crate) annotations_len: u32,
     pub(crate) annotations: [u8; ANNOTATIONS],
-    pub(crate) tsc: crate::fault::tsc::Scale,
+    pub(crate) tsc_last: u64,
     pub(crate) fault: crate::fault::FaultState,
 }
 
@@ -130,36 +132,47 @@ pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
 ///
 /// `state` is this thread's.
 pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6]) -> usize {
-    // SAFETY: the state and the mailbox are mapped; T writes to the reply line only, through atomics on our side.
+    // SAFETY: the state and the mailbox are mapped; what T writes is read through atomics.
     unsafe {
-        let mailbox = (*state).mailbox;
-        let request = &raw mut (*mailbox).request;
-        let reply = &raw mut (*mailbox).reply;
-        let seq = (*state).seq.wrapping_add(1);
-        (*state).seq = seq;
-        (&raw mut (*request).nr).write_volatile(nr);
-        (&raw mut (*request).args).write_volatile(args);
-        atomic(&raw mut (*request).seq).store(seq, Ordering::Release);
-        fence(Ordering::SeqCst); // the request is out before the look: T sees it, or we ring
-        if atomic(&raw mut (*reply).asleep).load(Ordering::Relaxed) != 0 {
-            ring((*state).doorbell_t);
-        }
-        let ack = atomic(&raw mut (*reply).ack);
+        let line = &raw mut (*(*state).mailbox).line;
+        let turn = atomic(&raw mut (*line).turn);
+        let asked = (*state).turn.wrapping_add(1);
+        let answered = asked.wrapping_add(1);
+        (*state).turn = answered;
+        (&raw mut (*line).nr).write_volatile(nr);
+        (&raw mut (*line).args).write_volatile(args);
+        turn.store(asked, Ordering::Release); // no fence: whether T sleeps is looked at again before U does
+        let (u_asleep, t_asleep) = (atomic(&raw mut (*line).u_asleep), atomic(&raw mut (*line).t_asleep));
+        let wake = || {
+            if t_asleep.load(Ordering::Relaxed) != 0 {
+                t_asleep.store(0, Ordering::Relaxed);
+                ring((*state).doorbell_t);
+            }
+        };
         let mut left = (*state).spin;
-        while ack.load(Ordering::Acquire) != seq {
+        if left > 0 {
+            // Looking before an answer can be there takes the line from T, which needs it to answer.
+            (0..(*state).look_away).for_each(|_| spin_loop());
+        }
+        while turn.load(Ordering::Acquire) != answered {
             if left > 0 {
+                wake();
                 left -= 1;
                 spin_loop();
                 continue;
             }
-            atomic(&raw mut (*request).asleep).store(1, Ordering::Relaxed);
-            fence(Ordering::SeqCst); // "U sleeps" is out before the look: T rings, or we see the reply
-            while ack.load(Ordering::Acquire) != seq {
-                let _ = sys::read((*state).doorbell_u, &mut [0; 8]);
+            u_asleep.store(1, Ordering::Relaxed);
+            fence(Ordering::SeqCst); // "U sleeps" and the request are out before the last look, at both words:
+            if turn.load(Ordering::Acquire) == answered {
+                break; // T rings, or we see the reply;
             }
-            atomic(&raw mut (*request).asleep).store(0, Ordering::Relaxed);
+            wake(); // T sees the request, or we ring
+            let _ = sys::read((*state).doorbell_u, &mut [0; 8]);
         }
-        (&raw const (*reply).result).read_volatile()
+        if left == 0 {
+            u_asleep.store(0, Ordering::Relaxed);
+        }
+        (&raw const (*line).args[0]).read_volatile()
     }
 }
 
@@ -212,10 +225,11 @@ pub(crate) unsafe fn ask_for_signal(state: *mut State, sig: i32) {
         let raised = atomic(&raw mut (*mailbox).raised);
         atomic(&raw mut (*mailbox).raise).store(request, Ordering::Release);
         ring((*state).alarm);
-        // The supervisor rings after it has sent the signal. Should the doorbell be spoilt, the guest ends otherwise.
-        for _ in 0..64 {
-            if raised.load(Ordering::Acquire) == request || sys::read((*state).doorbell_u, &mut [0; 8]).is_err() {
-                return;
+        // The supervisor answers after it has sent the signal. The pipe ends if it dies, or will answer no more.
+        while raised.load(Ordering::Acquire) != request {
+            match sys::read((*state).answer, &mut [0; 1]) {
+                Ok(1..) | Err(Errno::EINTR) => {}
+                _ => return,
             }
         }
     }

@@ -4,9 +4,9 @@
 # the vault; entered from birth.S and never left.
 #
 #   parameters   %xmm7 vault page   %xmm6 mailbox
-#   locals       %ebx vault page   %ebp mailbox   %esi sequence number last taken
+#   locals       %ebx vault page   %ebp mailbox   %esi turn word as last taken or written
 #                %edi looks left before T parks (-1: told U that T sleeps; -2: parks)
-#   across calls %xmm7 vault page   %xmm6 mailbox   %xmm5 sequence number (a call takes every general register;
+#   across calls %xmm7 vault page   %xmm6 mailbox   %xmm5 turn word (a call takes every general register;
 #                not MMX: a pending x87 exception would fault)
 #   temporaries  %eax %ecx %edx, and %edi (policy row) with %xmm0..%xmm4 (checked arguments) while a request is taken
 #   constant     %esp = 0
@@ -45,9 +45,11 @@ LABEL asc_direct_idle
     movd    %xmm5, %esi
     mov     VAULT_SPIN(%ebx), %edi
 LABEL asc_direct_poll
-    mov     MAILBOX_SEQ(%ebp), %ecx
+    mov     MAILBOX_TURN(%ebp), %ecx
     cmp     %esi, %ecx
     jne     asc_direct_take
+    cmpl    $0, MAILBOX_U_ASLEEP(%ebp)
+    jne     asc_direct_ring
     dec     %edi
     js      1f
     pause
@@ -55,8 +57,8 @@ LABEL asc_direct_poll
 1:  cmp     $-1, %edi
     jne     2f
     movl    $1, MAILBOX_T_ASLEEP(%ebp)
-    mfence                              # "T sleeps" is out before the last look: U rings, or T sees the request
-    jmp     asc_direct_poll
+    mfence                              # "T sleeps" and the last reply are out before the last look, at both words:
+    jmp     asc_direct_poll             # U rings, or T sees the request; U sees the reply, or T rings
 2:  lea     MAILBOX_SCRATCH(%ebp), %ecx
     mov     $EVENT_SIZE, %edx
     mov     VAULT_DOORBELL_T(%ebx), %ebx
@@ -66,6 +68,16 @@ LABEL asc_direct_poll
     jne     asc_direct_die              # the doorbell is protected: something is very wrong
     movl    $0, MAILBOX_T_ASLEEP(%ebp)
     jmp     asc_direct_idle
+
+LABEL asc_direct_ring                   # everything is answered, and U sleeps
+    movl    $0, MAILBOX_U_ASLEEP(%ebp)
+    lea     VAULT_ONE(%ebx), %ecx
+    mov     $EVENT_SIZE, %edx
+    mov     VAULT_DOORBELL_U(%ebx), %ebx
+    mov     $NR_WRITE, %eax
+    int     $0x80                       # a result is of no use: U can spoil its own doorbell, and only that
+    movd    %xmm7, %ebx
+    jmp     asc_direct_poll
 
 LABEL asc_direct_take
     movd    %ecx, %xmm5
@@ -81,7 +93,11 @@ LABEL asc_direct_take
     jz      asc_direct_refuse
     TAKE_ARG 0
     movd    %ecx, %xmm0
-    TAKE_ARG 1
+    test    $ROW_SMALL, %edi
+    jz      1f
+    cmp     $SMALL, %ecx
+    jae     asc_direct_einval
+1:  TAKE_ARG 1
     movd    %ecx, %xmm1
     TAKE_ARG 2
     movd    %ecx, %xmm2
@@ -99,19 +115,12 @@ LABEL asc_direct_take
     int     $0x80
 
 LABEL asc_direct_reply
-    movd    %xmm7, %ebx
     movd    %xmm6, %ebp
     movd    %xmm5, %ecx
     mov     %eax, MAILBOX_RESULT(%ebp)
-    mov     %ecx, MAILBOX_ACK(%ebp)
-    mfence                              # the reply is out before the look: U sees it, or T rings
-    cmpl    $0, MAILBOX_U_ASLEEP(%ebp)
-    je      asc_direct_idle
-    lea     VAULT_ONE(%ebx), %ecx
-    mov     $EVENT_SIZE, %edx
-    mov     VAULT_DOORBELL_U(%ebx), %ebx
-    mov     $NR_WRITE, %eax
-    int     $0x80                       # a result is of no use: U can spoil its own doorbell, and only that
+    inc     %ecx
+    movd    %ecx, %xmm5
+    mov     %ecx, MAILBOX_TURN(%ebp)    # no fence: whether U sleeps is looked at again before T does
     jmp     asc_direct_idle
 
 LABEL asc_direct_refuse                 # %edi errno
@@ -124,9 +133,13 @@ LABEL asc_direct_efault
 LABEL asc_direct_ebadf
     mov     $-EBADF, %eax
     jmp     asc_direct_reply
+LABEL asc_direct_einval
+    mov     $-EINVAL, %eax
+    jmp     asc_direct_reply
 LABEL asc_direct_die
     mov     $EXIT_DOORBELL, %ebx
     mov     $NR_EXIT, %eax
     int     $0x80
     ud2
+LABEL asc_trusted_end
 END asc_direct

@@ -6,6 +6,7 @@
 .set EXIT_DOORBELL, {exit_doorbell}
 .set EFAULT, {efault}
 .set EBADF, {ebadf}
+.set EINVAL, {einval}
 .set NR_READ, {nr_read}
 .set NR_WRITE, {nr_write}
 .set NR_CLONE, {nr_clone}
@@ -24,6 +25,8 @@
 .set VAULT_TABLE, {vault_table}
 .set TABLE_LEN, {table_len}
 .set ROW_ALLOW, {row_allow}
+.set ROW_SMALL, {row_small}
+.set SMALL, {small}
 .set STEP_NR, {step_nr}
 .set STEP_FLAGS, {step_flags}
 .set STEP_ID, {step_id}
@@ -34,10 +37,9 @@
 .set STEP_SERVE, {step_serve}
 .set MAILBOX_ARGS, {mailbox_args}
 .set MAILBOX_NR, {mailbox_nr}
-.set MAILBOX_SEQ, {mailbox_seq}
+.set MAILBOX_TURN, {mailbox_turn}
 .set MAILBOX_U_ASLEEP, {mailbox_u_asleep}
-.set MAILBOX_RESULT, {mailbox_result}
-.set MAILBOX_ACK, {mailbox_ack}
+.set MAILBOX_RESULT, MAILBOX_ARGS
 .set MAILBOX_T_ASLEEP, {mailbox_t_asleep}
 .set MAILBOX_SCRATCH, {mailbox_scratch}
 .set MAILBOX_BIRTH_RESULT, {mailbox_birth_result}

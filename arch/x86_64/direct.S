@@ -4,7 +4,7 @@
 # the vault; entered from birth.S and never left.
 #
 #   parameters   %rbx vault page   %rbp mailbox
-#   locals       %r12d sequence number last taken   %r13 vault_lo   %r14 vault_len
+#   locals       %r12d turn word as last taken or written   %r13 vault_lo   %r14 vault_len
 #                %r15d looks left before T parks (-1: told U that T sleeps; -2: parks)
 #   temporaries  %rax %rcx %r11, and the argument registers %rdi %rsi %rdx %r10 %r8 %r9
 #   constant     %rsp = 0
@@ -40,9 +40,11 @@ TRUSTED_FUNC asc_direct
 LABEL asc_direct_idle
     mov     VAULT_SPIN(%rbx), %r15d
 LABEL asc_direct_poll
-    mov     MAILBOX_SEQ(%rbp), %ecx
+    mov     MAILBOX_TURN(%rbp), %ecx
     cmp     %r12d, %ecx
     jne     asc_direct_take
+    cmpl    $0, MAILBOX_U_ASLEEP(%rbp)
+    jne     asc_direct_ring
     dec     %r15d
     js      1f
     pause
@@ -50,8 +52,8 @@ LABEL asc_direct_poll
 1:  cmp     $-1, %r15d
     jne     2f
     movl    $1, MAILBOX_T_ASLEEP(%rbp)
-    mfence                              # "T sleeps" is out before the last look: U rings, or T sees the request
-    jmp     asc_direct_poll
+    mfence                              # "T sleeps" and the last reply are out before the last look, at both words:
+    jmp     asc_direct_poll             # U rings, or T sees the request; U sees the reply, or T rings
 2:  mov     VAULT_DOORBELL_T(%rbx), %edi
     lea     MAILBOX_SCRATCH(%rbp), %rsi
     mov     $EVENT_SIZE, %edx
@@ -61,6 +63,15 @@ LABEL asc_direct_poll
     jne     asc_direct_die              # the doorbell is protected: something is very wrong
     movl    $0, MAILBOX_T_ASLEEP(%rbp)
     jmp     asc_direct_idle
+
+LABEL asc_direct_ring                   # everything is answered, and U sleeps
+    movl    $0, MAILBOX_U_ASLEEP(%rbp)
+    mov     VAULT_DOORBELL_U(%rbx), %edi
+    lea     VAULT_ONE(%rbx), %rsi
+    mov     $EVENT_SIZE, %edx
+    mov     $NR_WRITE, %eax
+    syscall                             # a result is of no use: U can spoil its own doorbell, and only that
+    jmp     asc_direct_poll
 
 LABEL asc_direct_take
     mov     %ecx, %r12d
@@ -75,7 +86,11 @@ LABEL asc_direct_take
     test    $ROW_ALLOW, %ecx
     jz      asc_direct_refuse
     TAKE_ARG 0, %rdi, %edi
-    TAKE_ARG 1, %rsi, %esi
+    test    $ROW_SMALL, %ecx
+    jz      1f
+    cmp     $SMALL, %edi
+    jae     asc_direct_einval
+1:  TAKE_ARG 1, %rsi, %esi
     TAKE_ARG 2, %rdx, %edx
     TAKE_ARG 3, %r10, %r10d
     TAKE_ARG 4, %r8, %r8d
@@ -84,15 +99,8 @@ LABEL asc_direct_take
 
 LABEL asc_direct_reply
     mov     %rax, MAILBOX_RESULT(%rbp)
-    mov     %r12d, MAILBOX_ACK(%rbp)
-    mfence                              # the reply is out before the look: U sees it, or T rings
-    cmpl    $0, MAILBOX_U_ASLEEP(%rbp)
-    je      asc_direct_idle
-    mov     VAULT_DOORBELL_U(%rbx), %edi
-    lea     VAULT_ONE(%rbx), %rsi
-    mov     $EVENT_SIZE, %edx
-    mov     $NR_WRITE, %eax
-    syscall                             # a result is of no use: U can spoil its own doorbell, and only that
+    inc     %r12d
+    mov     %r12d, MAILBOX_TURN(%rbp)   # no fence: whether U sleeps is looked at again before T does
     jmp     asc_direct_idle
 
 LABEL asc_direct_refuse                 # %ecx errno
@@ -105,9 +113,13 @@ LABEL asc_direct_efault
 LABEL asc_direct_ebadf
     mov     $-EBADF, %rax
     jmp     asc_direct_reply
+LABEL asc_direct_einval
+    mov     $-EINVAL, %rax
+    jmp     asc_direct_reply
 LABEL asc_direct_die
     mov     $EXIT_DOORBELL, %edi
     mov     $NR_EXIT, %eax
     syscall
     ud2
+LABEL asc_trusted_end
 END asc_direct

@@ -10,7 +10,7 @@ compile_error!("ascetic runs on x86 and x86_64 Linux only: its trusted thread is
 /// Joins the assembly of one architecture, with the operands that both have and those that one adds.
 macro_rules! assembly {
     ($arch:literal, $($name:ident = $field:ident),* $(,)?) => {
-        use crate::abi::{Mailbox, Reply, Request, Step, VaultPage};
+        use crate::abi::{Line, Mailbox, Step, VaultPage};
         core::arch::global_asm!(
             include_str!(concat!("../../arch/", $arch, "/offsets.S")),
             include_str!(concat!("../../arch/", $arch, "/macros.S")),
@@ -26,6 +26,7 @@ macro_rules! assembly {
             exit_doorbell = const crate::trusted::EXIT_DOORBELL,
             efault = const crate::sys::EFAULT,
             ebadf = const crate::sys::EBADF,
+            einval = const crate::sys::EINVAL,
             nr_read = const syscalls::Sysno::read as i32,
             nr_write = const syscalls::Sysno::write as i32,
             nr_clone = const syscalls::Sysno::clone as i32,
@@ -44,6 +45,8 @@ macro_rules! assembly {
             vault_table = const memoffset::offset_of!(VaultPage, table),
             table_len = const crate::abi::TABLE_LEN,
             row_allow = const crate::abi::ROW_ALLOW,
+            row_small = const crate::abi::ROW_SMALL,
+            small = const crate::abi::SMALL,
             step_nr = const memoffset::offset_of!(Step, nr),
             step_flags = const memoffset::offset_of!(Step, check),
             step_id = const memoffset::offset_of!(Step, id),
@@ -52,13 +55,11 @@ macro_rules! assembly {
             step_size = const size_of::<Step>(),
             step_check = const crate::abi::STEP_CHECK,
             step_serve = const crate::abi::STEP_SERVE as i32,
-            mailbox_args = const memoffset::offset_of!(Mailbox, request) + memoffset::offset_of!(Request, args),
-            mailbox_nr = const memoffset::offset_of!(Mailbox, request) + memoffset::offset_of!(Request, nr),
-            mailbox_seq = const memoffset::offset_of!(Mailbox, request) + memoffset::offset_of!(Request, seq),
-            mailbox_u_asleep = const memoffset::offset_of!(Mailbox, request) + memoffset::offset_of!(Request, asleep),
-            mailbox_result = const memoffset::offset_of!(Mailbox, reply) + memoffset::offset_of!(Reply, result),
-            mailbox_ack = const memoffset::offset_of!(Mailbox, reply) + memoffset::offset_of!(Reply, ack),
-            mailbox_t_asleep = const memoffset::offset_of!(Mailbox, reply) + memoffset::offset_of!(Reply, asleep),
+            mailbox_args = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, args),
+            mailbox_nr = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, nr),
+            mailbox_turn = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, turn),
+            mailbox_u_asleep = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, u_asleep),
+            mailbox_t_asleep = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, t_asleep),
             mailbox_scratch = const memoffset::offset_of!(Mailbox, scratch),
             mailbox_birth_result = const memoffset::offset_of!(Mailbox, birth_result),
             context_pc = const memoffset::offset_of!(Context, pc),
@@ -119,6 +120,8 @@ unsafe extern "C" {
     pub fn asc_sigreturn(frame: *const Frame) -> !;
     /// First byte of T's code.
     pub fn asc_trusted_birth();
+    /// Behind the last byte of T's code.
+    pub fn asc_trusted_end();
     /// T's entry after the stack pointer was poisoned. For experiments with that defence off.
     pub fn asc_trusted_birth_unpoisoned();
     /// The script interpreter: U's entry.

@@ -9,18 +9,23 @@
 pub mod classify;
 pub mod record;
 mod report;
-pub(crate) mod tsc;
+pub mod tsc;
 
 use crate::arch::{self, Frame};
 use crate::signal::{self, AltStack, SIGABRT, SIGSEGV, SIGSYS, SIGTRAP, SigInfo};
 use crate::sys;
 use crate::untrusted::{self, State};
+#[cfg(target_arch = "x86_64")]
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that the reporter copies at a time.
 pub(crate) const CHUNK: usize = 4096;
 /// `si_code` where the frame has none.
 pub(crate) const NO_CODE: i32 = i32::MIN;
+/// `si_code` of faults that have no address (`include/uapi/asm-generic/siginfo.h`).
+const SI_KERNEL: i32 = 0x80;
+/// Overflow (`arch/x86/include/asm/trapnr.h`): a trap, behind the instruction that raised it.
+const TRAP_OF: u32 = 4;
 
 /// The reporter's part of a pair's state.
 #[repr(C)]
@@ -47,8 +52,8 @@ impl FaultState {
         self.stack = stack;
         self.altstack = (alt.sp, alt.sp + alt.size);
         self.vault = vault;
-        let hwcap2 = sys::auxv(sys::AT_HWCAP2).unwrap_or(0);
-        FSGSBASE.store(hwcap2 & 2 != 0, Ordering::Relaxed);
+        #[cfg(target_arch = "x86_64")]
+        FSGSBASE.store(sys::auxv(sys::AT_HWCAP2).unwrap_or(0) & 2 != 0, Ordering::Relaxed);
     }
 }
 
@@ -59,9 +64,11 @@ impl FaultState {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 static FSGSBASE: AtomicBool = AtomicBool::new(false);
 
 /// Whether user code may read segment bases (`HWCAP2_FSGSBASE`).
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn fsgsbase() -> bool {
     FSGSBASE.load(Ordering::Relaxed)
 }
@@ -80,7 +87,8 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
     unsafe {
         let (code, addr) = if info.is_null() { (NO_CODE, (*frame).cr2()) } else { ((*info).code, (*info).addr) };
         match (*state).fault.stage {
-            IDLE if sig == SIGSEGV && tsc::emulate(state, frame) => {}
+            // What somebody sent can have the exception number of an earlier fault.
+            IDLE if sig == SIGSEGV && matches!(code, SI_KERNEL | NO_CODE) && tsc::emulate(state, frame) => {}
             IDLE => {
                 (*state).fault.stage = REPORTING;
                 (*state).fault.sig = sig;
@@ -137,7 +145,10 @@ unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
     // SAFETY: the caller's.
     unsafe {
         let sig = (*state).fault.sig;
-        if (*state).fault.sent {
+        let breakpoint = if sig == SIGTRAP { breakpoint_len(state, frame) } else { 0 };
+        // Behind a trap that is no instruction's own, such as a single step, the guest would go on.
+        let gone = (*state).fault.sent || (sig == SIGTRAP && breakpoint == 0);
+        if gone || (sig == SIGSEGV && (*frame).trap().0 == TRAP_OF) {
             (*frame).forget_step();
             if sig == SIGSEGV {
                 // Its action cannot be reset, so it is caused: a jump to the last bytes, which are no user's.
@@ -153,7 +164,7 @@ unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
         (*frame).block(sig);
         let pc = (*frame).pc();
         match sig {
-            SIGTRAP => (*frame).set_pc(pc.wrapping_sub(breakpoint_len(state, frame))),
+            SIGTRAP => (*frame).set_pc(pc.wrapping_sub(breakpoint)),
             SIGSYS => (*frame).set_pc(pc.wrapping_sub(2)), // `syscall`, `sysenter` and `int $0x80` have two bytes
             // Without a code nobody knows that it was a fault. If it was not, the step after it tells.
             _ if arch::SA_FRAME == 0 => (*frame).single_step(),

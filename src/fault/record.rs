@@ -190,9 +190,9 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// Decodes the last report in `bytes`, which may hold other things before it. `None` if there is none.
+    /// Decodes the first report in `bytes`, which may hold other things before it. `None` if there is none.
     pub fn decode(bytes: &'a [u8]) -> Option<Self> {
-        let start = bytes.windows(MAGIC.len()).rposition(|window| window == MAGIC)?;
+        let start = bytes.windows(MAGIC.len()).position(|window| window == MAGIC)?;
         let (before, record) = bytes.split_at(start);
         let head: &[u8; HEAD] = record.first_chunk()?;
         let arch = Arch::from_raw(u16::from_le_bytes([head[10], head[11]]))?;

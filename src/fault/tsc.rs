@@ -7,6 +7,7 @@ use crate::arch::{self, Frame};
 use crate::fault::peek;
 use crate::sys::{self, Sysno};
 use crate::untrusted::{self, State};
+use core::sync::atomic::{AtomicU32, Ordering};
 use spin::Once;
 
 #[cfg(target_arch = "x86")]
@@ -17,8 +18,10 @@ use core::arch::x86_64::_rdtsc;
 /// General protection: what `rdtsc` raises when it is disabled.
 const TRAP_GP: u32 = 13;
 const CLOCK_MONOTONIC: usize = 1;
-/// The clocks are compared over at least this long, in nanoseconds: a few millionths of error.
-const BASELINE: u64 = 5_000_000;
+/// A comparison of the clocks over this long, in nanoseconds, is good to some millionths, …
+pub(crate) const GOOD: u64 = 5_000_000;
+/// … and one over this long to some ten-thousandths.
+const USABLE: u64 = 50_000;
 
 /// How nanoseconds since boot become ticks of the time stamp counter.
 #[repr(C)]
@@ -30,17 +33,31 @@ pub(crate) struct Scale {
     rate: u64,
 }
 
+/// The first comparison in this process.
+static FIRST: Once<(u64, u64)> = Once::new();
+
 impl Scale {
-    /// Pairs the clocks. The first time in a process this takes [`BASELINE`]; later, no time.
-    pub(crate) fn measure() -> Self {
-        static FIRST: Once<(u64, u64)> = Once::new();
+    /// Makes the first comparison, if nobody did: the sooner, the better.
+    pub(crate) fn prepare() {
+        if tsc_enabled() {
+            FIRST.call_once(pair);
+        }
+    }
+
+    /// Pairs the clocks, and says whether the comparison is good: the first is, 5 ms after this was first called in a
+    /// process. Takes no time but the first time.
+    pub(crate) fn measure() -> (Self, bool) {
+        if !tsc_enabled() {
+            return (Self { tsc: 0, ns: 0, rate: 1 << 24 }, true); // nobody here can compare: a tick a nanosecond
+        }
         let first = *FIRST.call_once(pair);
         loop {
             let (tsc, ns) = pair();
             let elapsed = ns.saturating_sub(first.1);
-            if elapsed >= BASELINE {
+            if elapsed >= USABLE {
                 let ticks = u128::from(tsc.saturating_sub(first.0));
-                return Self { tsc, ns, rate: ((ticks << 24) / u128::from(elapsed)) as u64 };
+                let rate = ((ticks << 24) / u128::from(elapsed)) as u64;
+                return (Self { tsc, ns, rate }, elapsed >= GOOD);
             }
         }
     }
@@ -52,6 +69,60 @@ impl Scale {
         let ticks = high.wrapping_mul(self.rate).wrapping_shl(8).wrapping_add(low.wrapping_mul(self.rate) >> 24);
         self.tsc.wrapping_add(ticks)
     }
+}
+
+/// A scale that the supervisor may replace while the guest reads it.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Published {
+    /// Odd while the scale is being written.
+    version: u32,
+    scale: Scale,
+}
+
+/// Replaces a scale.
+///
+/// # Safety
+///
+/// `to` is mapped and writable, and nobody else writes there but the guest, who may spoil what it reads.
+pub(crate) unsafe fn publish(to: *mut Published, scale: Scale) {
+    // SAFETY: the caller's.
+    unsafe {
+        let version = AtomicU32::from_ptr(&raw mut (*to).version);
+        let next = version.load(Ordering::Relaxed) | 1;
+        version.store(next, Ordering::SeqCst);
+        (&raw mut (*to).scale).write_volatile(scale);
+        version.store(next.wrapping_add(1), Ordering::SeqCst);
+    }
+}
+
+/// Reads a scale; after some attempts, what is there.
+///
+/// # Safety
+///
+/// `from` is mapped.
+unsafe fn published(from: *const Published) -> Scale {
+    let mut scale = Scale::default();
+    for _ in 0..1000 {
+        // SAFETY: the caller's.
+        unsafe {
+            let version = AtomicU32::from_ptr((&raw const (*from).version).cast_mut());
+            let before = version.load(Ordering::SeqCst);
+            scale = (&raw const (*from).scale).read_volatile();
+            if before & 1 == 0 && version.load(Ordering::SeqCst) == before {
+                break;
+            }
+        }
+    }
+    scale
+}
+
+/// Whether the caller may read the counter (`PR_SET_TSC`, `prctl(2)`).
+fn tsc_enabled() -> bool {
+    let mut mode = 0u32;
+    // SAFETY: the kernel stores one word.
+    let got = unsafe { sys::prctl(sys::PR_GET_TSC, &raw mut mode as usize) };
+    got.is_err() || mode != sys::PR_TSC_SIGSEGV as u32
 }
 
 /// Both clocks at one moment: the closest of several attempts.
@@ -92,7 +163,10 @@ pub(crate) unsafe fn emulate(state: *mut State, frame: *mut Frame) -> bool {
         untrusted::ask(state, Sysno::clock_gettime as u32, [CLOCK_MONOTONIC, ts.as_mut_ptr() as usize, 0, 0, 0, 0]);
         let [secs, nanos] = ts;
         let ns = (secs as u64).wrapping_mul(1_000_000_000).wrapping_add(nanos as u64);
-        (*frame).set_tsc((*state).tsc.at(ns), aux.then(cpu_and_node));
+        // The scale may have been replaced by a better one since: the counter never goes back.
+        let tsc = published(&raw const (*(*state).mailbox).scale).at(ns).max((*state).tsc_last.wrapping_add(1));
+        (*state).tsc_last = tsc;
+        (*frame).set_tsc(tsc, aux.then(cpu_and_node));
         (*frame).set_pc(pc.wrapping_add(len));
     }
     true
@@ -115,7 +189,10 @@ mod tests {
 
     #[test]
     fn the_scale_follows_the_counter() {
-        let scale = Scale::measure();
+        Scale::measure();
+        std::thread::sleep(std::time::Duration::from_nanos(GOOD));
+        let (scale, good) = Scale::measure();
+        assert!(good);
         for _ in 0..3 {
             std::thread::sleep(std::time::Duration::from_millis(20));
             let (tsc, ns) = pair();

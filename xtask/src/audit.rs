@@ -28,7 +28,7 @@ enum Holds {
 }
 
 /// What is known where the program counter is: registers, and the mailbox words that were loaded since the last look at
-/// the sequence word, each with its size.
+/// the turn word, each with its size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Known {
     registers: BTreeMap<u32, Holds>,
@@ -66,8 +66,8 @@ struct Trusted {
     birth: u64,
     /// Offset of the script interpreter, the other entry.
     script: u64,
-    /// Offset of the sequence word in the mailbox.
-    seq: u64,
+    /// Offset of the turn word in the mailbox.
+    turn: u64,
 }
 
 impl Trusted {
@@ -82,7 +82,7 @@ impl Trusted {
             arch: programs.arch,
             birth: value("asc_trusted_birth")? - base,
             script: value("asc_script")? - base,
-            seq: value("MAILBOX_SEQ")?,
+            turn: value("MAILBOX_TURN")?,
             base,
             code,
         })
@@ -125,7 +125,7 @@ impl Trusted {
         let mut work: VecDeque<(u64, Known)> =
             [self.birth, self.script].into_iter().map(|offset| (self.base + offset, self.entry())).collect();
         let mut factory = InstructionInfoFactory::new();
-        let mut seq_loads = BTreeSet::new();
+        let mut turn_loads = BTreeSet::new();
         while let Some((address, state)) = work.pop_front() {
             let news = match known.get_mut(&address) {
                 Some(before) => before.join(&state),
@@ -144,13 +144,13 @@ impl Trusted {
                 GasFormatter::new().format(&instruction, &mut text);
                 found.insert(format!("+{:#x}: {text}: {what}", address.wrapping_sub(self.base)));
             };
-            self.step(&instruction, &mut state, &mut factory, &mut seq_loads, &mut say);
+            self.step(&instruction, &mut state, &mut factory, &mut turn_loads, &mut say);
             for next in successors(&instruction, &mut say) {
                 work.push_back((next, state.clone()));
             }
         }
-        if seq_loads.len() > 1 {
-            found.insert(format!("the sequence word is loaded at {} places", seq_loads.len()));
+        if turn_loads.len() > 1 {
+            found.insert(format!("the turn word is loaded at {} places", turn_loads.len()));
         }
         (found.into_iter().collect(), known.len())
     }
@@ -161,7 +161,7 @@ impl Trusted {
         instruction: &Instruction,
         state: &mut Known,
         factory: &mut InstructionInfoFactory,
-        seq_loads: &mut BTreeSet<u64>,
+        turn_loads: &mut BTreeSet<u64>,
         say: &mut impl FnMut(&str),
     ) {
         let info = factory.info(instruction);
@@ -196,8 +196,11 @@ impl Trusted {
                 if !inside {
                     say("loads outside the mailbox");
                 }
-                if offset == self.seq {
-                    seq_loads.insert(instruction.ip());
+                let turn = self.turn..self.turn + 4;
+                if offset < turn.end && turn.start < offset + size && (offset, size) != (self.turn, 4) {
+                    say("loads the turn word together with others");
+                } else if offset == self.turn {
+                    turn_loads.insert(instruction.ip());
                     state.loaded.clear(); // a new request, or none
                 } else if state.loaded.iter().any(|(at, len)| *at < offset + size && offset < at + len) {
                     say("loads a word of the mailbox twice");

@@ -2,6 +2,7 @@
 
 mod apt;
 mod audit;
+mod bench;
 mod demo;
 mod guests;
 mod host;
@@ -40,6 +41,12 @@ enum Task {
     },
     /// Runs all tests, and sets up what they need
     Test(test::Options),
+    /// Measures calls, spawns and faults beside what others do, and draws a plot
+    Bench {
+        /// Some seconds instead of half a minute, and less exact
+        #[arg(long)]
+        quick: bool,
+    },
     /// Audits the final bytes of the trusted thread's code, on both architectures
     Audit {
         /// Prints the code, too
@@ -74,6 +81,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo { json, arch } => demo::run(arch, json),
         Task::Test(options) => test::run(&options),
+        Task::Bench { quick } => bench::run(&root(), quick).map(|()| true),
         Task::Audit { verbose } => audit::run(verbose),
     };
     match result {

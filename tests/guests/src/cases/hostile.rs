@@ -8,6 +8,9 @@ use ascetic::policy::{Bounds, Decision};
 use ascetic::sys::{self, Errno};
 use ascetic::untrusted::{call, call_raw};
 
+/// The sandbox's own descriptors, counted.
+const OWN: usize = ascetic::experiment::OWN_FDS;
+
 pub const CASES: &[Case] = &[
     case("forged_numbers", || must_exit(&config(), numbers, 0, 0)),
     case("forged_sequence", || must_exit(&config(), sequence, 0, 0)),
@@ -20,6 +23,7 @@ pub const CASES: &[Case] = &[
         config.weaken.no_vault_check = true;
         must_exit(&config, vault_arguments, 0, 0)
     }),
+    case("clock_ids_of_others_refused", || must_exit(&config(), clock_ids, 0, 0)),
     case("own_descriptors_refused", || must_exit(&config(), own_descriptors, 1, 0)),
     case("own_descriptors_off_shows_it", || {
         let mut config = config();
@@ -46,6 +50,8 @@ pub const CASES: &[Case] = &[
         config.weaken.no_seal = true;
         must_exit(&config, attack_vault, 0, 0)
     }),
+    case("mappings_are_sealed", || sealed(true)),
+    case("mappings_are_sealed_off_shows_it", || sealed(false)),
     #[cfg(target_arch = "x86_64")]
     case("i386_call_from_64_bit_code", || {
         let outcome = run(&config(), int80_getpid, 0);
@@ -94,11 +100,11 @@ extern "C" fn numbers(_: usize) -> i32 {
     0
 }
 
-/// The sequence number jumps and wraps; T serves each new value once.
+/// The turn word jumps and wraps; T serves each new value once.
 extern "C" fn sequence(_: usize) -> i32 {
     for start in [5, 1 << 31, u32::MAX - 2, 77, 3] {
         // SAFETY: the guest's own state.
-        unsafe { experiment::sequence().write_volatile(start) };
+        unsafe { experiment::turn().write_volatile(start) };
         for _ in 0..5 {
             // SAFETY: touches no memory.
             check!(unsafe { call(Sysno::getppid, [0; 6]) }.is_ok());
@@ -130,16 +136,29 @@ extern "C" fn scribbles(_: usize) -> i32 {
             unsafe { ((mailbox + at * 4) as *mut u32).write_volatile(value) };
         }
     }
-    // T may still be at some call that the scribbles asked for; go on where it is.
-    let mailbox = mailbox as *mut Mailbox;
-    // SAFETY: the guest's own state and mailbox.
-    unsafe {
-        let seq = &raw const (*mailbox).request.seq;
-        experiment::sequence().write_volatile(seq.read_volatile());
-        (&raw mut (*mailbox).request.asleep).write_volatile(0);
-        check!(call(Sysno::getppid, [0; 6]).is_ok());
+    // T may still be at some call that the scribbles asked for, and answers that one. Ask until it has heard us.
+    // SAFETY: the address of a field of the mapped mailbox.
+    let line = unsafe { &raw mut (*(mailbox as *mut Mailbox)).line };
+    for attempt in 0..1000u32 {
+        let turn = 0x7000_0000 + attempt * 16;
+        // SAFETY: the guest's own state and mailbox.
+        unsafe {
+            (&raw mut (*line).u_asleep).write_volatile(0);
+            (&raw mut (*line).nr).write_volatile(Sysno::getppid as u32);
+            (&raw mut (*line).args).write_volatile([0; 6]);
+            (&raw mut (*line).turn).write_volatile(turn);
+            let _ = sys::write(experiment::first_own_fd(), &1u64.to_ne_bytes());
+            for _ in 0..10_000_000 {
+                if (&raw const (*line).turn).read_volatile() == turn + 1 {
+                    experiment::turn().write_volatile(turn + 1);
+                    check!(call(Sysno::getppid, [0; 6]).is_ok());
+                    return 0;
+                }
+                core::hint::spin_loop();
+            }
+        }
     }
-    0
+    1
 }
 
 fn memoffset_raise() -> usize {
@@ -162,7 +181,7 @@ extern "C" fn doorbells(_: usize) -> i32 {
 extern "C" fn twin(_: usize) -> i32 {
     let (from, to) = experiment::vault();
     let own = experiment::first_own_fd();
-    let bounds = Bounds { vault_lo: from, vault_len: to - from, fd_lo: own as u32, fd_len: 6 };
+    let bounds = Bounds { vault_lo: from, vault_len: to - from, fd_lo: own as u32, fd_len: OWN as u32 };
     let mut seed = 99;
     let mut refused = 0;
     for _ in 0..20_000 {
@@ -185,7 +204,7 @@ extern "C" fn twin(_: usize) -> i32 {
                 refused += 1;
                 check!(result == -(errno as isize), "{nr} {args:x?}: {result}");
             }
-            _ => check!(result > 0, "{nr} {args:x?}: {result}"),
+            Decision::Allow => check!(result > 0, "{nr} {args:x?}: {result}"),
         }
     }
     check!(refused > 5000);
@@ -211,26 +230,39 @@ extern "C" fn vault_arguments(defended: usize) -> i32 {
     0
 }
 
+/// A negative clock id names the CPU clock of any process (`clock_getcpuclockid(3)`), and so tells who is there.
+extern "C" fn clock_ids(_: usize) -> i32 {
+    let mut ts = [0usize; 2];
+    for (id, good) in
+        [(0usize, true), (1, true), (7, true), (16, false), (!1usize << 3 | 2, false), (usize::MAX, false)]
+    {
+        // SAFETY: the kernel stores a timespec.
+        let result = unsafe { call(Sysno::clock_gettime, [id, ts.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+        check!(result == if good { Ok(0) } else { Err(Errno::EINVAL) }, "{id:#x}: {result:?}");
+    }
+    0
+}
+
 /// The sandbox's own descriptors, as they are and with bits that the kernel does not look at.
 extern "C" fn own_descriptors(defended: usize) -> i32 {
     let own = experiment::first_own_fd() as usize;
     // SAFETY: descriptors only.
     unsafe {
-        for fd in own..own + 6 {
+        for fd in own..own + OWN {
             let expected = if defended == 1 { Err(Errno::EBADF) } else { Ok(1) };
             check!(call(Sysno::dup2, [fd, 1, 0, 0, 0, 0]) == expected);
             #[cfg(target_pointer_width = "64")]
             check!(call(Sysno::dup2, [1 << 32 | fd, 1, 0, 0, 0, 0]) == expected);
         }
         if defended == 1 {
-            for fd in own..own + 6 {
+            for fd in own..own + OWN {
                 check!(call(Sysno::close, [fd, 0, 0, 0, 0, 0]) == Err(Errno::EBADF));
                 check!(call(Sysno::dup2, [1, fd, 0, 0, 0, 0]) == Err(Errno::EBADF));
                 check!(call(Sysno::read, [fd, 0, 0, 0, 0, 0]) == Err(Errno::EBADF));
             }
             // The neighbours are the guest's own affair.
             check!(call(Sysno::close, [own - 1, 0, 0, 0, 0, 0]) != Ok(1));
-            check!(call(Sysno::dup2, [1, own + 6, 0, 0, 0, 0]) == Ok(own + 6));
+            check!(call(Sysno::dup2, [1, own + OWN, 0, 0, 0, 0]) == Ok(own + OWN));
         }
     }
     0
@@ -248,7 +280,7 @@ extern "C" fn write_policy(_: usize) -> i32 {
 
 /// What a guest that got around strict mode could do to the vault: nothing.
 extern "C" fn attack_vault(defended: usize) -> i32 {
-    let (from, to) = experiment::vault();
+    let (from, _) = experiment::vault();
     let page = from + 2 * PAGE;
     let rw = sys::PROT_READ | sys::PROT_WRITE;
     // SAFETY: attacks on memory that nothing in this task refers to.
@@ -264,20 +296,36 @@ extern "C" fn attack_vault(defended: usize) -> i32 {
             let written = freestanding::call(Sysno::pwrite64, [mem, [0u8; 8].as_ptr() as usize, 8, at, 0]);
             check!(written.is_err(), "{at:#x}");
         }
-        // Since 6.10 the mappings are sealed; before, unmapping would kill T, which is not tried here.
-        match sys::mseal(page, PAGE) {
-            Err(Errno::ENOSYS) => {}
-            _ => {
-                check!(sys::munmap(from, to - from) == Err(Errno::EPERM));
-                check!(sys::munmap(page, PAGE) == Err(Errno::EPERM));
-                // MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS
-                let nr = if cfg!(target_arch = "x86") { 192 } else { Sysno::mmap as usize };
-                let nr = Sysno::new(nr).unwrap();
-                check!(freestanding::call(nr, [page, PAGE, rw, 0x32, usize::MAX, 0]) == Err(Errno::EPERM));
-            }
-        }
     }
     0
+}
+
+/// Since 6.10 the mappings themselves are sealed: unmapping, replacing, protecting.
+fn sealed(defended: bool) {
+    extern "C" fn guest(defended: usize) -> i32 {
+        let (from, _) = experiment::vault();
+        let rw = sys::PROT_READ | sys::PROT_WRITE;
+        // The first guard page: T does not notice when it is gone. MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS.
+        let map = Sysno::new(if cfg!(target_arch = "x86") { 192 } else { Sysno::mmap as usize }).unwrap();
+        // SAFETY: attacks on memory that nothing in this task refers to.
+        let results = unsafe {
+            [
+                sys::mprotect(from, PAGE, rw),
+                freestanding::call(map, [from, PAGE, rw, 0x32, usize::MAX, 0]).map(drop),
+                sys::munmap(from, PAGE),
+            ]
+        };
+        let expected = if defended == 1 { Err(Errno::EPERM) } else { Ok(()) };
+        check!(results == [expected; 3], "{results:?}");
+        0
+    }
+    if sys::mseal(0, 0) == Err(Errno::ENOSYS) {
+        skip("no mseal on this kernel");
+    }
+    let mut config = config();
+    config.weaken.no_lockdown = true;
+    config.weaken.no_mseal = !defended;
+    must_exit(&config, guest, usize::from(defended), 0);
 }
 
 /// `int $0x80` from 64-bit code: i386 numbers, on which strict mode has its own opinion (20 is getpid there).

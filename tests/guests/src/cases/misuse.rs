@@ -40,7 +40,11 @@ pub const CASES: &[Case] = &[
     case("audit_finds_userfaultfd", userfaultfd),
     case("audit_finds_process_memory", process_memory),
     case("audit_finds_unknown_kinds", unknown_kind),
+    case("audit_finds_shared_memory", || shared_memory(true)),
+    case("audit_finds_shared_memory_off_shows_it", || shared_memory(false)),
+    case("audit_finds_vault_alias", vault_alias),
     case("audit_needs_proc", needs_proc),
+    case("misuse_small_file_limit", file_limit),
     case("unlisted_descriptors_are_closed", unlisted),
 ];
 
@@ -211,6 +215,50 @@ fn unknown_kind() {
         &Config { keep: &[1, pidfd], ..config() },
         |e| matches!(e, Error::Found { finding: Finding::Unknown, fd, .. } if *fd == pidfd),
     );
+}
+
+/// Memory that the guest could write and the embedder would see; listed, it is the embedder's will.
+fn shared_memory(audited: bool) {
+    extern "C" fn guest(at: usize) -> i32 {
+        // SAFETY: mapped, shared memory.
+        unsafe { (at as *mut u32).write_volatile(77) };
+        0
+    }
+    let fd = sys::memfd(c"shared", 4096, false).unwrap();
+    let at = sys::map_shared(4096, sys::PROT_READ | sys::PROT_WRITE, fd).unwrap();
+    let mut config = config();
+    if audited {
+        refused(
+            &config,
+            |e| matches!(e, Error::Found { finding: Finding::SharedMemory, fd: -1, name } if name.as_str().contains("memfd:shared")),
+        );
+        refused(&Config { share: &[(at + 4096, 4096), (at, 0)], ..config }, |e| {
+            matches!(e, Error::Found { finding: Finding::SharedMemory, .. })
+        });
+        return must_exit(&Config { share: &[(at, 4096)], ..config }, guest, at, 0);
+    }
+    config.weaken.no_audit = true;
+    must_exit(&config, guest, at, 0);
+    // SAFETY: mapped, and the guest has ended.
+    check!(unsafe { (at as *const u32).read_volatile() } == 77);
+}
+
+/// Mappings of the vault that can be written: planted by the switch that leaves it open.
+fn vault_alias() {
+    let mut config = config();
+    config.weaken.no_seal = true;
+    config.weaken.audit_anyway = true;
+    refused(&config, |e| matches!(e, Error::Found { finding: Finding::WritableAlias, fd: -1, .. }));
+}
+
+/// A limit on file sizes would make set-up raise SIGXFSZ; it is an error instead, and a crash descriptor avoids it.
+fn file_limit() {
+    let limit = [100_000u64, 100_000];
+    // SAFETY: reads two numbers.
+    check!(unsafe { call(Sysno::prlimit64, [0, 1, (&raw const limit) as usize, 0]) }.is_ok());
+    refused(&config(), |e| matches!(e, Error::Supervisor { call: Sysno::memfd_create, errno: Errno::EFBIG }));
+    let (_, write) = sys::pipe().unwrap();
+    must_exit(&Config { crash: Some(write), ..config() }, one_call, 0, 0);
 }
 
 /// Only where this is the machine's only user: in QEMU.

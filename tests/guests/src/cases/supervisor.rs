@@ -9,6 +9,10 @@ use freestanding::call;
 pub const CASES: &[Case] = &[
     case("supervisor_deadline", deadline),
     case("supervisor_kill", kill),
+    case("supervisor_alarm_flood", alarm_flood),
+    case("supervisor_alarm_taken_back", alarm_taken_back),
+    case("supervisor_terminal", terminal),
+    case("supervisor_dropped_in_a_fork", dropped_in_a_fork),
     case("supervisor_t_killed", || killed(true)),
     case("supervisor_u_killed", || killed(false)),
     case("supervisor_embedder_killed", || embedder_killed(true)),
@@ -40,6 +44,96 @@ fn deadline() {
         outcome
     );
     check!(!has_children());
+}
+
+/// A guest that raises alarms without end, and fills what it can: the deadline holds, and the supervisor sleeps.
+fn alarm_flood() {
+    extern "C" fn guest(_: usize) -> i32 {
+        let own = ascetic::experiment::first_own_fd();
+        loop {
+            let _ = sys::write(own + 2, &1u64.to_ne_bytes());
+            let _ = sys::write(own + 1, &(u64::MAX - 1).to_ne_bytes());
+        }
+    }
+    /// User and system time of this process so far, in nanoseconds (CLOCK_PROCESS_CPUTIME_ID).
+    fn cpu_time() -> u64 {
+        let mut ts = [0usize; 2];
+        // SAFETY: the kernel stores a timespec.
+        check!(unsafe { call(Sysno::clock_gettime, [2, ts.as_mut_ptr() as usize]) }.is_ok());
+        ts[0] as u64 * 1_000_000_000 + ts[1] as u64
+    }
+    let mut sandbox = spawn(&config(), guest, 0);
+    let before = cpu_time();
+    let outcome = sandbox.wait(Some(Duration::from_millis(500)));
+    check!(outcome.cause == Cause::Deadline && outcome.guest.is_signal(9), "{:?}", outcome);
+    let used = cpu_time() - before;
+    check!(used < 100_000_000, "{used} ns");
+}
+
+/// A guest that takes its rings back the moment they are heard: neither `spawn` nor `wait` hangs.
+fn alarm_taken_back() {
+    extern "C" fn guest(_: usize) -> i32 {
+        let alarm = ascetic::experiment::first_own_fd() + 2;
+        loop {
+            let _ = sys::read(alarm, &mut [0; 8]);
+            let _ = sys::write(alarm, &1u64.to_ne_bytes());
+        }
+    }
+    for _ in 0..20 {
+        let outcome = spawn(&config(), guest, 0).wait(Some(Duration::from_millis(20)));
+        check!(outcome.cause == Cause::Deadline, "{:?}", outcome);
+    }
+}
+
+/// A guest that reads its terminal from the background gets an error, and stops nobody.
+fn terminal() {
+    const TIOCSCTTY: usize = 0x540e;
+    const TIOCGPTN: usize = 0x8004_5430;
+    const TIOCSPTLCK: usize = 0x4004_5431;
+    extern "C" fn guest(fd: usize) -> i32 {
+        (sys::read(fd as i32, &mut [0; 1]) != Err(Errno::EIO)) as i32
+    }
+    // SAFETY: this process leads a session of its own, with a terminal of its own, whose foreground is another group.
+    unsafe {
+        let Ok(master) = call(Sysno::open, [c"/dev/ptmx".as_ptr() as usize, 2 | 0o400]) else {
+            skip("no pseudo-terminals")
+        };
+        let (mut number, unlock) = (0u32, 0u32);
+        check!(call(Sysno::ioctl, [master, TIOCSPTLCK, (&raw const unlock) as usize]).is_ok());
+        check!(call(Sysno::ioctl, [master, TIOCGPTN, (&raw mut number) as usize]).is_ok());
+        let leader = sys::fork().unwrap();
+        if leader != 0 {
+            let status = sys::wait(leader, true).unwrap().unwrap();
+            check!(Status::from_raw(status) == Status::Exited(0), "{}", Status::from_raw(status));
+            return;
+        }
+        check!(call(Sysno::setsid, []).is_ok());
+        // TIOCGPTPEER: the other end, without a path.
+        let Ok(slave) = call(Sysno::ioctl, [master, 0x5441, 2]) else { sys::exit(0) };
+        check!(call(Sysno::ioctl, [slave, TIOCSCTTY, 0]).is_ok());
+        let child = sys::fork().unwrap();
+        if child == 0 {
+            check!(call(Sysno::setpgid, [0, 0]).is_ok()); // the background
+            let keep = [1, slave as i32];
+            must_exit(&Config { keep: &keep, ..config() }, guest, slave, 0);
+            sys::exit(0);
+        }
+        let status = sys::wait(child, true).unwrap().unwrap();
+        sys::exit((Status::from_raw(status) != Status::Exited(0)) as i32)
+    }
+}
+
+/// A forked copy of a sandbox is nobody's: dropping it ends nothing.
+fn dropped_in_a_fork() {
+    let mut sandbox = spawn(&config(), hangs, 0);
+    // SAFETY: this process has one thread.
+    let child = unsafe { sys::fork() }.unwrap();
+    if child == 0 {
+        drop(sandbox);
+        sys::exit(0);
+    }
+    check!(sys::wait(child, true).is_ok_and(|raw| raw == Some(0)));
+    check!(sandbox.wait(Some(Duration::from_millis(50))).cause == Cause::Deadline);
 }
 
 fn kill() {
