@@ -121,6 +121,8 @@ pub fn run(options: &Options) -> Result<bool> {
             tally.step(&format!("audit of the trusted code, {}", programs.arch), audit::check(programs));
             tally.step(&format!("the reporter cannot panic, {}", programs.arch), audit::no_panic(programs));
         }
+        tally.step("a policy that may not be does not compile", tidy::refused_policy());
+        tally.step("linker/trusted.ld beside the default script", tidy::layered_script());
         tally.step("example embed", example());
     }
     for programs in &built {

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::host::{self, Arch};
+use crate::symbols::Program;
 use crate::{cache, i686, root};
 
 /// Checks that cargo makes: what for, and the arguments.
@@ -79,5 +80,64 @@ pub fn oldest_rust() -> Result<()> {
         ]))
         .with_context(|| format!("Rust {} for {arch}", toolchain.release))?;
     }
+    Ok(())
+}
+
+/// A policy with a call that may not be direct does not compile, and the compiler says which call and why.
+///
+/// # Errors
+/// It compiles, or the message is another.
+pub fn refused_policy() -> Result<()> {
+    let crate_dir = tempfile::tempdir()?;
+    let write = |name: &str, text: &str| fs::write(crate_dir.path().join(name), text);
+    let dependency = format!("ascetic = {{ path = {:?} }}", root());
+    write(
+        "Cargo.toml",
+        &format!("[package]\nname = \"refused\"\nedition = \"2024\"\n[dependencies]\n{dependency}\n[workspace]\n"),
+    )?;
+    fs::create_dir(crate_dir.path().join("src"))?;
+    // The same versions as here, so that nothing is downloaded.
+    fs::copy(root().join("Cargo.lock"), crate_dir.path().join("Cargo.lock"))?;
+    let check = |call: &str| -> Result<String> {
+        let policy = format!("ascetic::policy::Policy::new().direct(ascetic::sys::Sysno::{call})");
+        write(
+            "src/main.rs",
+            &format!("const P: ascetic::policy::Policy = {policy};\nfn main() {{ println!(\"{{P:?}}\"); }}\n"),
+        )?;
+        let target = cache().join("refused");
+        let mut cargo = Command::new("cargo");
+        let output =
+            cargo.current_dir(crate_dir.path()).env("CARGO_TARGET_DIR", target).args(["check", "--quiet"]).output()?;
+        ensure!(output.status.success() == output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let allowed = check("getppid")?;
+    ensure!(allowed.is_empty(), "a policy with getppid does not compile: {allowed}");
+    for (call, why) in [
+        ("kill", "`kill` may not be a direct call: it can create, stop or signal tasks"),
+        ("mprotect", "`mprotect` may not be a direct call: it changes mappings"),
+        ("openat", "`openat` may not be a direct call: its decision needs memory"),
+    ] {
+        let errors = check(call)?;
+        ensure!(errors.contains(why), "expected `{why}`, got: {errors}");
+    }
+    Ok(())
+}
+
+/// An ordinary program links with `linker/trusted.ld` beside the default script, and T's code then has its own page.
+///
+/// # Errors
+/// It does not.
+pub fn layered_script() -> Result<()> {
+    let script = format!("-Clink-arg=-Wl,-T,{}", root().join("linker/trusted.ld").display());
+    let target = cache().join("layered");
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).env("CARGO_TARGET_DIR", &target);
+    host::run(cargo.args(["rustc", "--quiet", "--example", "embed", "--", &script]))?;
+    let program = target.join("debug/examples/embed");
+    let (at, code) = Program::read(&program)?.section("ascetic_trusted")?;
+    ensure!(at % 4096 == 0 && !code.is_empty() && code.len() <= 4096, "{} bytes at {at:#x}", code.len());
+    let text = host::run(&mut Command::new(&program))?;
+    ensure!(text.contains("well behaved: exit status 42"), "it does not run: {text}");
     Ok(())
 }

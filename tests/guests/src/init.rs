@@ -12,7 +12,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Mounts what the cases need, runs those that `ascetic.filter=` on the kernel's command line names (all without it),
 /// and powers off.
 pub fn run(args: Args) -> ! {
-    for (kind, at) in [(c"devtmpfs", c"/dev"), (c"proc", c"/proc"), (c"tmpfs", c"/tmp")] {
+    let mounts = [(c"devtmpfs", c"/dev"), (c"devpts", c"/dev/pts"), (c"proc", c"/proc"), (c"tmpfs", c"/tmp")];
+    for (kind, at) in mounts {
         // SAFETY: the strings end in NUL.
         unsafe {
             let _ = call(Sysno::mkdir, [at.as_ptr() as usize, 0o755]);
