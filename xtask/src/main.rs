@@ -1,5 +1,7 @@
 //! `cargo xtask`: everything that is done with this project.
 
+#![deny(missing_docs)]
+
 mod apt;
 mod audit;
 mod bench;

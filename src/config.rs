@@ -1,0 +1,141 @@
+//! What a sandbox is to be, and what of it can be seen to be wrong before anything is made.
+
+use crate::birth;
+use crate::error::Error;
+use crate::policy::Policy;
+use crate::sandbox::{Outcome, Sandbox, failed, live};
+use crate::seccomp::{self, Lockdown};
+use crate::sys::{self, CpuSet, Sysno};
+use core::time::Duration;
+use spin::Once;
+
+/// The stack that guest code gets when nothing else is asked for, in bytes.
+pub const DEFAULT_STACK: usize = 256 * 1024;
+
+/// How often T and U look before they sleep when they have a CPU each: some tens of microseconds.
+pub const DEFAULT_SPIN: u32 = 2000;
+
+/// Where T and U run. What wakes T matters little, where it runs a lot: on one CPU a call costs two context switches,
+/// on two idle CPUs of a virtual machine ten times that, and on two CPUs while both spin, next to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// [`Apart`](Self::Apart) while every sandbox of this process can have two CPUs to itself, else
+    /// [`Together`](Self::Together). Decided when the sandbox is made.
+    Auto,
+    /// On one CPU, nobody spins.
+    Together,
+    /// On two CPUs, both spin for a while before they sleep.
+    Apart,
+    /// Where the scheduler likes; nobody spins.
+    Floating,
+}
+
+/// What a sandbox is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Config<'a> {
+    /// What T may do for the guest.
+    pub policy: &'a Policy,
+    /// The guest's stack for [`spawn`](crate::sandbox::spawn), in bytes. [`enter`](crate::sandbox::enter) keeps the caller's.
+    pub stack: usize,
+    /// The descriptors that the guest keeps, under their numbers. All others are closed in the sandbox.
+    pub keep: &'a [i32],
+    /// Shared memory that the guest keeps: address and length in bytes of mappings that are writable and shared. What the
+    /// guest writes there, others see; any other such mapping is refused.
+    pub share: &'a [(usize, usize)],
+    /// Where crash reports go; it is made non-blocking. `None`: memory of the supervisor's, see
+    /// [`Sandbox::record`].
+    pub crash: Option<i32>,
+    /// How U is locked down.
+    pub lockdown: Lockdown,
+    /// Where T and U run.
+    pub placement: Placement,
+    /// How often T and U look before they sleep; `None` for [`DEFAULT_SPIN`] when apart, else 0.
+    pub spin: Option<u32>,
+    /// For [`enter`](crate::sandbox::enter): called in the supervising process when the guest has ended, before that process ends, too.
+    pub report: Option<fn(&Sandbox, &Outcome)>,
+    /// For [`enter`](crate::sandbox::enter): how long the guest may run.
+    pub deadline: Option<Duration>,
+    /// Defences to leave out.
+    #[cfg(feature = "experiments")]
+    pub weaken: crate::experiment::Weaken,
+}
+
+impl<'a> Config<'a> {
+    /// A sandbox under `policy`: strict mode, no descriptors, a stack of [`DEFAULT_STACK`].
+    pub fn new(policy: &'a Policy) -> Self {
+        Self {
+            policy,
+            stack: DEFAULT_STACK,
+            keep: &[],
+            share: &[],
+            crash: None,
+            lockdown: Lockdown::Strict,
+            placement: Placement::Auto,
+            spin: None,
+            report: None,
+            deadline: None,
+            #[cfg(feature = "experiments")]
+            weaken: crate::experiment::Weaken::default(),
+        }
+    }
+}
+
+/// Refuses what can be seen to be wrong before anything is made.
+pub(crate) fn check(config: &Config<'_>) -> Result<(), Error> {
+    if let Some(fd) = config.keep.iter().find(|fd| **fd < 0 || !sys::is_open(**fd)) {
+        return Err(Error::ClosedDescriptor { fd: *fd });
+    }
+    if let Some(fd) = config.crash.filter(|fd| *fd < 0 || !sys::is_open(*fd)) {
+        return Err(Error::ClosedCrashDescriptor { fd });
+    }
+    // SAFETY: asks only. A task in strict mode would not get this far.
+    match unsafe { sys::prctl(sys::PR_GET_SECCOMP, 0) } {
+        Err(_) => Err(Error::NoSeccomp),
+        Ok(seccomp::MODE_STRICT) => Err(Error::AlreadyStrict),
+        Ok(seccomp::MODE_FILTER) if config.lockdown == Lockdown::Strict => Err(Error::FilterInForce),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Where T and U run, and how often they look before they sleep.
+pub(crate) fn place(config: &Config<'_>) -> Result<(birth::Cpus, u32), Error> {
+    let allowed = sys::affinity().map_err(failed(Sysno::sched_getaffinity))?;
+    let count = allowed.iter().count();
+    let apart = match config.placement {
+        Placement::Auto => count >= 2 * (live() + 1),
+        Placement::Apart if count < 2 => return Err(Error::Placement),
+        Placement::Apart => true,
+        Placement::Together => false,
+        Placement::Floating => return Ok((None, spin_limit(config, 0, count))),
+    };
+    let current = sys::current_cpu().map_err(failed(Sysno::getcpu))?;
+    // From the caller's CPU on, round about: each sandbox that lives takes the next, so that they spread.
+    let mut around = allowed.starting_at(current).skip(live() % count.max(1));
+    let here = around.next().unwrap_or(current);
+    let next = around.next().unwrap_or(here);
+    let cpus = if apart { [CpuSet::one(next), CpuSet::one(here)] } else { [CpuSet::one(here); 2] };
+    Ok((Some(cpus), spin_limit(config, if apart { DEFAULT_SPIN } else { 0 }, if apart { count } else { 1 })))
+}
+
+fn spin_limit(config: &Config<'_>, default: u32, cpus: usize) -> u32 {
+    if cpus < 2 { 0 } else { config.spin.unwrap_or(default) }
+}
+
+/// How many pauses U makes before it first looks for a reply, where it spins: as many as a call and three quarters take
+/// here. Measured once in a process; a pause takes 10 cycles on some processors and 140 on others.
+pub(crate) fn look_away() -> u32 {
+    const REPEAT: u64 = 64;
+    static PAUSES: Once<u32> = Once::new();
+    *PAUSES.call_once(|| {
+        let attempt = || {
+            let start = sys::now();
+            (0..REPEAT).for_each(|_| _ = sys::parent());
+            let called = sys::now();
+            (0..REPEAT).for_each(|_| core::hint::spin_loop());
+            (called.saturating_sub(start), sys::now().saturating_sub(called))
+        };
+        let fastest = |a: (u64, u64), b: (u64, u64)| (a.0.min(b.0), a.1.min(b.1));
+        let (call, pause) = (0..8).map(|_| attempt()).fold((u64::MAX, u64::MAX), fastest);
+        (call.saturating_mul(7) / 4 / pause.max(1)).min(64) as u32
+    })
+}
