@@ -54,16 +54,28 @@ impl Policy {
     /// # Panics
     ///
     /// In a `const`, that is: does not compile. If the call is not on the [list](crate::direct::DIRECT).
-    pub const fn direct(mut self, call: Sysno) -> Self {
+    pub const fn direct(self, call: Sysno) -> Self {
+        match self.try_direct(call) {
+            Ok(policy) => policy,
+            Err(error) => refuse_to_build(error),
+        }
+    }
+
+    /// Allows a call in the direct lane, for policies that are not built at compile time.
+    ///
+    /// # Errors
+    ///
+    /// If the call is not on the [list](crate::direct::DIRECT).
+    pub const fn try_direct(mut self, call: Sysno) -> Result<Self, NotDirect> {
         let mut i = 0;
         while i < DIRECT.len() {
             if DIRECT[i].call as usize == call as usize {
                 self.rows[call as usize] = ROW_ALLOW | DIRECT[i].row;
-                return self;
+                return Ok(self);
             }
             i += 1;
         }
-        refuse_to_build(call)
+        Err(NotDirect { call, why: why_not(call) })
     }
 
     /// Refuses a call with an `errno` of its own (1 to 4095).
@@ -113,6 +125,23 @@ impl Default for Policy {
     }
 }
 
+/// A call that may not be direct: the embedder's mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotDirect {
+    /// The call.
+    pub call: Sysno,
+    /// Why not.
+    pub why: &'static str,
+}
+
+impl core::fmt::Display for NotDirect {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "`{}` may not be a direct call: {}", self.call.name(), self.why)
+    }
+}
+
+impl core::error::Error for NotDirect {}
+
 /// What no argument may point to.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -139,11 +168,11 @@ const fn check_errno(errno: u32) {
     assert!(errno >= 1 && errno <= ROW_ERRNO, "an errno is a number from 1 to 4095");
 }
 
-/// Says which call and why: the message of the compiler's error.
-const fn refuse_to_build(call: Sysno) -> ! {
+/// Says which call and why: the message of the compiler's error, which cannot format.
+const fn refuse_to_build(error: NotDirect) -> ! {
     let mut text = [0u8; 192];
     let mut len = 0;
-    let parts = ["`", call.name(), "` may not be a direct call: ", why_not(call)];
+    let parts = ["`", error.call.name(), "` may not be a direct call: ", error.why];
     let mut p = 0;
     while p < parts.len() {
         let bytes = parts[p].as_bytes();
@@ -187,7 +216,8 @@ mod tests {
         for call in Sysno::iter().filter(|call| !listed(*call)) {
             let built = std::panic::catch_unwind(|| Policy::new().direct(call));
             let message = *built.expect_err(call.name()).downcast::<String>().unwrap();
-            assert!(message.starts_with(&format!("`{}` may not be a direct call: ", call.name())), "{message}");
+            let error = Policy::new().try_direct(call).expect_err("it is not listed");
+            assert_eq!(message, error.to_string());
         }
     }
 

@@ -158,7 +158,8 @@ impl Drop for Task {
 /// Runs `entry(arg)` in a sandbox: in a child process with a copy of this one's memory. Its result is the exit status.
 ///
 /// The child is a copy of a process that may have threads, as after `fork(2)`: locks that other threads hold stay
-/// locked in it. Its end is not announced by SIGCHLD, and a `wait` without `__WALL` does not see it.
+/// locked in it. A panic in `entry` aborts, which strict mode turns into SIGKILL: use
+/// [`abort`](crate::untrusted::abort) for a report. The child's end is not announced by SIGCHLD, and a `wait` without `__WALL` does not see it.
 /// The sandbox follows the *thread* that calls this into death (`PR_SET_PDEATHSIG`, `prctl(2)`).
 ///
 /// # Errors

@@ -115,10 +115,11 @@ pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
     // SAFETY: a guest's state is mapped and its own.
     unsafe {
         let slot = &raw mut (*state).ring[(*state).calls as usize % RING];
-        (*slot).state = 1;
-        (*slot).nr = nr;
-        (*slot).args = args;
-        let result = ask(state, nr, args);
+        let result = ask(state, nr, args, || {
+            (*slot).state = 1;
+            (*slot).nr = nr;
+            (*slot).args = args;
+        });
         (*slot).result = result;
         (*slot).state = 2;
         (*state).calls = (*state).calls.wrapping_add(1);
@@ -126,12 +127,12 @@ pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
     }
 }
 
-/// Asks T and waits. Both sides publish "I sleep" and look again before they do, so no wake-up is lost.
+/// Asks T, does something `meanwhile`, and waits. Both sides publish "I sleep" and look again before they do, so no wake-up is lost.
 ///
 /// # Safety
 ///
 /// `state` is this thread's.
-pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6]) -> usize {
+pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6], meanwhile: impl FnOnce()) -> usize {
     // SAFETY: the state and the mailbox are mapped; what T writes is read through atomics.
     unsafe {
         let line = &raw mut (*(*state).mailbox).line;
@@ -149,6 +150,7 @@ pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6]) -> usize 
                 ring((*state).doorbell_t);
             }
         };
+        meanwhile();
         let mut left = (*state).spin;
         if left > 0 {
             // Looking before an answer can be there takes the line from T, which needs it to answer.

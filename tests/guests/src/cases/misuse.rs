@@ -30,6 +30,11 @@ pub const CASES: &[Case] = &[
             );
         }
     }),
+    case("misuse_policy", || {
+        let policy = Policy::new().try_direct(Sysno::getppid).and_then(|policy| policy.try_direct(Sysno::kill));
+        let error = policy.expect_err("kill is not direct");
+        check!(error.call == Sysno::kill && error.why.contains("signal tasks"));
+    }),
     case("misuse_threaded_enter", threaded_enter),
     case("misuse_one_cpu_apart", one_cpu_apart),
     case("misuse_no_seccomp", no_seccomp),
