@@ -248,7 +248,8 @@ unsafe fn fill_state(layout: &Layout, inside: &OwnFds, spin: u32, start: Start<'
         state.probe_write = inside.probe_write;
         state.answer = inside.answer;
         state.spin = spin;
-        state.look_away = if spin > 0 { config::look_away() } else { 0 };
+        state.look_away_most = if spin > 0 { config::look_away() } else { 0 };
+        state.look_away = state.look_away_most;
         let bounds = layout.bounds(0, 0);
         state.fault.prepare(
             (stack, stack + stack_len),

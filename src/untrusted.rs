@@ -44,6 +44,8 @@ pub struct State {
     pub(crate) answer: i32,
     pub(crate) spin: u32,
     pub(crate) look_away: u32,
+    pub(crate) look_away_most: u32,
+    pub(crate) in_time: u32,
     pub(crate) turn: u32,
     pub(crate) pid: u32,
     pub(crate) calls: u32,
@@ -153,8 +155,7 @@ pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6], meanwhile
         meanwhile();
         let mut left = (*state).spin;
         if left > 0 {
-            // Looking before an answer can be there takes the line from T, which needs it to answer.
-            (0..(*state).look_away).for_each(|_| spin_loop());
+            look_away(state, || turn.load(Ordering::Acquire) == answered);
         }
         while turn.load(Ordering::Acquire) != answered {
             if left > 0 {
@@ -175,6 +176,30 @@ pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6], meanwhile
             u_asleep.store(0, Ordering::Relaxed);
         }
         (&raw const (*line).args[0]).read_volatile()
+    }
+}
+
+/// Lets T work. Looking before an answer can be there takes the line from T, which needs it to answer, and costs more
+/// than looking late; so the time creeps down while answers are there at the first look, and up when one is not.
+///
+/// # Safety
+///
+/// `state` is this thread's.
+unsafe fn look_away(state: *mut State, answered: impl Fn() -> bool) {
+    const PATIENCE: u32 = 32;
+    // SAFETY: the caller's.
+    unsafe {
+        let pauses = (*state).look_away;
+        (0..pauses).for_each(|_| spin_loop());
+        if !answered() {
+            (*state).look_away = pauses.wrapping_add(1).min((*state).look_away_most);
+            (*state).in_time = 0;
+        } else if (*state).in_time < PATIENCE {
+            (*state).in_time = (*state).in_time.wrapping_add(1);
+        } else {
+            (*state).look_away = pauses.saturating_sub(1);
+            (*state).in_time = 0;
+        }
     }
 }
 
