@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::policy::Policy;
 use crate::sandbox::{Outcome, Sandbox, failed, live};
 use crate::seccomp::{self, Lockdown};
-use crate::sys::{self, CpuSet, Sysno};
+use crate::sys::{self, CpuSet, Errno, Sysno};
 use core::time::Duration;
 use spin::Once;
 
@@ -26,7 +26,7 @@ pub enum Placement {
     Together,
     /// On two CPUs, both spin for a while before they sleep.
     Apart,
-    /// Where the scheduler likes; nobody spins.
+    /// Where the scheduler likes; nobody spins unless [`Config::spin`] says so.
     Floating,
 }
 
@@ -90,7 +90,8 @@ pub(crate) fn check(config: &Config<'_>) -> Result<(), Error> {
     }
     // SAFETY: asks only. A task in strict mode would not get this far.
     match unsafe { sys::prctl(sys::PR_GET_SECCOMP, 0) } {
-        Err(_) => Err(Error::NoSeccomp),
+        Err(Errno::EINVAL) => Err(Error::NoSeccomp),
+        Err(errno) => Err(Error::Supervisor { call: Sysno::prctl, errno }),
         Ok(seccomp::MODE_STRICT) => Err(Error::AlreadyStrict),
         Ok(seccomp::MODE_FILTER) if config.lockdown == Lockdown::Strict => Err(Error::FilterInForce),
         Ok(_) => Ok(()),
@@ -118,7 +119,8 @@ pub(crate) fn place(config: &Config<'_>) -> Result<(birth::Cpus, u32), Error> {
 }
 
 fn spin_limit(config: &Config<'_>, default: u32, cpus: usize) -> u32 {
-    if cpus < 2 { 0 } else { config.spin.unwrap_or(default) }
+    // T counts down below 0.
+    if cpus < 2 { 0 } else { config.spin.unwrap_or(default).min(i32::MAX as u32) }
 }
 
 /// How many pauses U makes at most before it first looks for a reply, where it spins: as many as two calls take here.

@@ -70,19 +70,29 @@ impl Layout {
         let _ = unsafe { sys::munmap(self.base, self.len) };
     }
 
-    /// Maps the vault and the mailbox over the reservation, in the process that becomes the sandbox. `writable`, for
-    /// experiments, leaves the vault open to writes.
+    /// Maps the mailbox over the reservation, in the process that becomes the sandbox.
     ///
     /// # Safety
     ///
-    /// `vault` and `mailbox` are memfds of [`VAULT_PAGES`] and one page.
-    pub unsafe fn map(&self, vault: i32, mailbox: i32, writable: bool) -> Result<(), Errno> {
+    /// `mailbox` is a memfd of one page.
+    pub unsafe fn map_mailbox(&self, mailbox: i32) -> Result<(), Errno> {
+        let rw = sys::PROT_READ | sys::PROT_WRITE;
+        // SAFETY: the address is reserved for this and holds nothing yet.
+        unsafe { sys::map_shared_at(self.mailbox().addr(), PAGE, rw, mailbox, 0) }
+    }
+
+    /// Maps the vault over the reservation, in the process that becomes the sandbox. `writable`, for experiments, leaves
+    /// it open to writes.
+    ///
+    /// # Safety
+    ///
+    /// `vault` is a memfd of [`VAULT_PAGES`].
+    pub unsafe fn map_vault(&self, vault: i32, writable: bool) -> Result<(), Errno> {
         let (r, rw, rx) = (sys::PROT_READ, sys::PROT_READ | sys::PROT_WRITE, sys::PROT_READ | sys::PROT_EXEC);
         // SAFETY: the addresses are reserved for this and hold nothing yet.
         unsafe {
             sys::map_shared_at(self.code(), PAGE, rx, vault, 0)?;
-            sys::map_shared_at(self.vault().addr(), 2 * PAGE, if writable { rw } else { r }, vault, PAGE)?;
-            sys::map_shared_at(self.mailbox().addr(), PAGE, rw, mailbox, 0)
+            sys::map_shared_at(self.vault().addr(), 2 * PAGE, if writable { rw } else { r }, vault, PAGE)
         }
     }
 

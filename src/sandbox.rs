@@ -13,6 +13,7 @@ use crate::birth;
 use crate::error::{Error, Finding, Name, SetupStage, Status};
 use crate::fault::tsc::{self, Scale};
 use crate::make::{self, Fd, Made, Start, VaultView, View};
+use crate::setup;
 use crate::signal::{self, SIGKILL, SigSet};
 use crate::sys::{self, Errno, PollFd, Sysno};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +35,8 @@ pub enum Cause {
     Deadline,
     /// [`Sandbox::kill`] was called.
     Killed,
+    /// Nothing was done: this value is a copy, made by a fork, of another process's sandbox. The statuses mean nothing.
+    Foreign,
 }
 
 /// How a sandbox ended: the kernel's word for each task.
@@ -67,12 +70,14 @@ pub struct Sandbox {
     u: Task,
     alarm: Fd,
     alarms: u32,
-    answer: (Fd, Fd),
+    answer: (Fd, Option<Fd>),
     crash: Option<Fd>,
     mailbox: View<Mailbox>,
     vault: View<VaultView>,
     /// Whether the guest's scale of the time stamp counter is a good one.
     good_scale: bool,
+    /// How it ended.
+    outcome: Option<Outcome>,
     _live: Live,
 }
 
@@ -132,7 +137,8 @@ impl Task {
     /// Sends a signal, if the task was made.
     fn signal(&self, sig: i32) {
         let _ = match &self.pidfd {
-            Some(fd) => sys::pidfd_send_signal(fd.0, sig),
+            // Somebody's filter may not know the call; the task is not reaped, so its id is its own.
+            Some(fd) => sys::pidfd_send_signal(fd.0, sig).or_else(|_| sys::kill(self.pid, sig)),
             None if self.pid != 0 => sys::kill(self.pid, sig),
             None => Ok(()),
         };
@@ -186,12 +192,16 @@ pub fn enter(config: &Config<'_>) -> Result<(), Error> {
         Err(errno) => return Err(Error::Setup { stage: SetupStage::Proc, errno }),
     }
     let mut call = Enter { config, context: Context::default(), error: None };
+    arch::save_control_words(&mut call.context);
     let data = &raw mut call;
     // SAFETY: both pointers are to `call`, which outlives the call; the context is resumed in the sandbox only, in a
     // copy of the address space, by `Frame::resume`, when nothing runs on this stack there any more.
     let result = unsafe { arch::asc_capture(&raw mut (*data).context, enter_captured, data.cast()) };
     match (result, call.error) {
-        (0, _) => Ok(()),
+        (0, _) => {
+            arch::load_control_words(&call.context);
+            Ok(())
+        }
         (_, error) => Err(error.unwrap_or(Error::Placement)),
     }
 }
@@ -230,7 +240,7 @@ fn supervise(mut sandbox: Sandbox, config: &Config<'_>) -> ! {
                 let _ = sys::sigaction(signal, &signal::SigAction::DEFAULT);
                 let _ = sys::call(Sysno::setrlimit, [4, (&raw const NO_CORE) as usize, 0, 0, 0, 0]);
             }
-            let _ = sys::sigmask(SigSet::EMPTY);
+            let _ = sys::sigmask(SigSet::of(&[signal]).complement());
             let _ = sys::kill(sys::pids().0, signal);
             128 + signal
         }
@@ -255,11 +265,12 @@ fn await_birth(made: Made, mut set_up: Task) -> Result<Sandbox, Error> {
         u: Task::new(report.u),
         alarm,
         alarms: 0,
-        answer,
+        answer: (answer.0, Some(answer.1)),
         crash,
         mailbox,
         vault,
         good_scale: false,
+        outcome: None,
         _live: Live::new(),
     };
     let errno = Errno::new(report.errno as i32);
@@ -271,6 +282,10 @@ fn await_birth(made: Made, mut set_up: Task) -> Result<Sandbox, Error> {
         }
         (_, Some(SetupStage::Keep)) => return Err(Error::ClosedDescriptor { fd: report.fd }),
         (_, Some(stage)) => return Err(Error::Setup { stage, errno }),
+        (Status::Exited(code), None) if i32::from(code) > setup::NO_MAILBOX => {
+            let errno = Errno::new(i32::from(code) - setup::NO_MAILBOX);
+            return Err(Error::Setup { stage: SetupStage::Vault, errno });
+        }
         (status, None) => return Err(Error::Died { task: "set-up task", status }),
     }
     sandbox.t.watch()?;
@@ -328,6 +343,9 @@ impl Sandbox {
     /// If T dies the guest is killed; if the guest dies T is. Call this: while nobody does, a guest without its T hangs
     /// in its next call.
     pub fn wait(&mut self, deadline: Option<Duration>) -> Outcome {
+        if let Some(outcome) = self.known() {
+            return outcome;
+        }
         let until = deadline.map(|d| sys::now().saturating_add(d.as_nanos().min(u64::MAX.into()) as u64));
         let mut cause = None;
         while cause.is_none() {
@@ -353,6 +371,13 @@ impl Sandbox {
             }
         }
         self.end(cause.unwrap_or(Cause::Killed))
+    }
+
+    /// What there is to say without looking: how the sandbox ended, or that it is not this process's.
+    fn known(&self) -> Option<Outcome> {
+        let nothing = Status::Exited(255);
+        let foreign = Outcome { cause: Cause::Foreign, guest: nothing, trusted: nothing };
+        self.outcome.or((self.u.owner != sys::pids().0).then_some(foreign))
     }
 
     /// Whether a task has ended, and what that means.
@@ -384,6 +409,9 @@ impl Sandbox {
         unsafe { raised.write_volatile(request) };
         let _ = self.answer();
         self.alarms += 1;
+        if self.alarms == ALARMS {
+            self.answer.1 = None; // who waits for another answer finds the pipe at its end
+        }
     }
 
     /// Tells U how nanoseconds become ticks of the time stamp counter, as well as that is known now.
@@ -396,11 +424,14 @@ impl Sandbox {
 
     /// Lets U go on that waits for an answer. Never blocks, and only this process can write there.
     fn answer(&self) -> Result<(), Errno> {
-        sys::write(self.answer.1.0, &[1]).map(drop)
+        self.answer.1.as_ref().map_or(Ok(()), |answer| sys::write(answer.0, &[1]).map(drop))
     }
 
     /// Kills both tasks and waits for them.
     pub fn kill(&mut self) -> Outcome {
+        if let Some(outcome) = self.known() {
+            return outcome;
+        }
         let cause = self.ended().unwrap_or(Cause::Killed);
         self.end(cause)
     }
@@ -411,7 +442,7 @@ impl Sandbox {
         }
         let trusted = self.t.end();
         let guest = self.u.end();
-        Outcome { cause, guest, trusted }
+        *self.outcome.insert(Outcome { cause, guest, trusted })
     }
 
     /// Reads what the crash reporter wrote into `buf`, if the report goes to memory of the supervisor's

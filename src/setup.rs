@@ -104,15 +104,17 @@ impl Plan<'_> {
     }
 }
 
+/// Exit status of the set-up task, plus the `errno`, when it could not even map the mailbox.
+pub const NO_MAILBOX: i32 = 100;
+
 type Step<T> = Result<T, (SetupStage, Errno)>;
 
 /// Does it, and exits: 0 if T and U exist.
 pub fn run(plan: &Plan<'_>) -> ! {
     let mailbox = plan.layout.mailbox();
-    // SAFETY: the mailbox is mapped first, so that the rest can be reported.
-    let mapped = unsafe { plan.layout.map(plan.vault, plan.mailbox, !plan.defences().2) };
-    if mapped.is_err() {
-        sys::exit(2); // nowhere to say so but here
+    // SAFETY: it is the mailbox's memfd; mapped first, so that the rest can be reported.
+    if let Err(errno) = unsafe { plan.layout.map_mailbox(plan.mailbox) } {
+        sys::exit(NO_MAILBOX + errno.into_raw()); // nowhere to say so but here
     }
     let status = match steps(plan, mailbox) {
         Ok(()) => 0,
@@ -132,6 +134,8 @@ pub fn run(plan: &Plan<'_>) -> ! {
 
 fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
     let at = |stage| move |errno| (stage, errno);
+    // SAFETY: it is the vault's memfd.
+    unsafe { plan.layout.map_vault(plan.vault, !plan.defences().2) }.map_err(at(SetupStage::Vault))?;
     // SAFETY: follows the supervisor into death.
     unsafe { sys::prctl(sys::PR_SET_PDEATHSIG, SIGKILL as usize) }.map_err(at(SetupStage::Parent))?;
     if sys::pids().1 != plan.supervisor {
@@ -155,10 +159,15 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
         audit::descriptors(kept).map_err(|refusal| report(mailbox, refusal))?;
         let shared = |from, to| {
             let ours = (mailbox.addr(), size_of::<Mailbox>());
-            let within = |(at, len): &(usize, usize)| {
-                *at <= from && to <= at.saturating_add(len.checked_next_multiple_of(PAGE).unwrap_or(0))
-            };
-            plan.share.iter().chain([&ours]).any(within)
+            let end = |(at, len): &(usize, usize)| at.saturating_add(len.checked_next_multiple_of(PAGE).unwrap_or(0));
+            // The kernel shows neighbours as one mapping: what counts is that all of it is listed.
+            let mut at = from;
+            while at < to {
+                let next = plan.share.iter().chain([&ours]).find(|range| range.0 <= at && at < end(range)).map(end);
+                let Some(next) = next else { return false };
+                at = next;
+            }
+            true
         };
         audit::mappings(vault.identity, shared).map_err(|refusal| report(mailbox, refusal))?;
     }

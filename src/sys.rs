@@ -168,6 +168,12 @@ pub fn mseal(addr: usize, len: usize) -> Result<()> {
 
 /// A new memfd of `len` bytes that can be sealed. `exec` asks for one that may be mapped executable.
 pub fn memfd(name: &CStr, len: usize, exec: bool) -> Result<i32> {
+    let mut limit = [0u64; 2];
+    // SAFETY: the kernel stores two numbers.
+    unsafe { sys!(prlimit64, 0, RLIMIT_FSIZE, 0, limit.as_mut_ptr() as usize) }?;
+    if limit[0] < len as u64 {
+        return Err(Errno::EFBIG); // ftruncate would not only fail, but raise SIGXFSZ
+    }
     let flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     // SAFETY: `name` ends in NUL.
     let create = |flags| unsafe { sys!(memfd_create, name.as_ptr() as usize, flags) };
@@ -175,12 +181,8 @@ pub fn memfd(name: &CStr, len: usize, exec: bool) -> Result<i32> {
         Err(Errno::EINVAL) => create(flags)?, // before 6.3 there is no MFD_EXEC, and every memfd is executable
         other => other?,
     };
-    let mut limit = [0u64; 2];
-    // SAFETY: the kernel stores two numbers.
-    unsafe { sys!(prlimit64, 0, RLIMIT_FSIZE, 0, limit.as_mut_ptr() as usize) }?;
-    // Beyond the limit ftruncate would not only fail, but raise SIGXFSZ.
     // SAFETY: `fd` is ours.
-    let sized = if limit[0] < len as u64 { Err(Errno::EFBIG) } else { unsafe { sys!(ftruncate, fd, len) } };
+    let sized = unsafe { sys!(ftruncate, fd, len) };
     match sized {
         Ok(_) => Ok(fd as i32),
         Err(errno) => {
@@ -205,17 +207,18 @@ pub fn eventfd(blocking: bool) -> Result<i32> {
 
 /// A new pipe: (read end, write end), neither of which blocks.
 pub fn pipe() -> Result<(i32, i32)> {
-    let (read, write) = blocking_pipe()?;
-    set_nonblocking(read)?;
-    set_nonblocking(write)?;
-    Ok((read, write))
+    pipe_with(O_NONBLOCK)
 }
 
 /// A new pipe: (read end, write end), both of which block.
 pub fn blocking_pipe() -> Result<(i32, i32)> {
+    pipe_with(0)
+}
+
+fn pipe_with(flags: usize) -> Result<(i32, i32)> {
     let mut ends = [0i32; 2];
     // SAFETY: the kernel stores two descriptors.
-    unsafe { sys!(pipe2, ends.as_mut_ptr() as usize, O_CLOEXEC) }?;
+    unsafe { sys!(pipe2, ends.as_mut_ptr() as usize, O_CLOEXEC | flags) }?;
     Ok((ends[0], ends[1]))
 }
 

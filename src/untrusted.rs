@@ -233,17 +233,18 @@ pub fn abort() -> ! {
     let state = state();
     if !state.is_null() {
         // SAFETY: a guest's state is mapped and its own.
-        unsafe { ask_for_signal(state, crate::signal::SIGABRT) };
+        unsafe { _ = ask_for_signal(state, crate::signal::SIGABRT) };
     }
     exit(128 + crate::signal::SIGABRT)
 }
 
-/// Asks the supervisor to send this task a signal, which it cannot do itself, and waits until it is pending.
+/// Asks the supervisor to send this task a signal, which it cannot do itself, and waits until it is pending. Returns
+/// whether it is: the supervisor does not answer for ever.
 ///
 /// # Safety
 ///
 /// `state` is this thread's.
-pub(crate) unsafe fn ask_for_signal(state: *mut State, sig: i32) {
+pub(crate) unsafe fn ask_for_signal(state: *mut State, sig: i32) -> bool {
     // SAFETY: the state and the mailbox are mapped.
     unsafe {
         let mailbox = (*state).mailbox;
@@ -256,9 +257,10 @@ pub(crate) unsafe fn ask_for_signal(state: *mut State, sig: i32) {
         while raised.load(Ordering::Acquire) != request {
             match sys::read((*state).answer, &mut [0; 1]) {
                 Ok(1..) | Err(Errno::EINTR) => {}
-                _ => return,
+                _ => return false,
             }
         }
+        true
     }
 }
 

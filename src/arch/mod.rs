@@ -82,6 +82,24 @@ pub use imp::*;
 
 use crate::abi::{Mailbox, Step, VaultPage};
 
+/// Notes the control words of the FPU, which belong to what a called function preserves.
+pub fn save_control_words(context: &mut Context) {
+    // SAFETY: both store to the field that is given.
+    unsafe {
+        core::arch::asm!("stmxcsr [{}]", "fnstcw [{}]", in(reg) &raw mut context.mxcsr, in(reg) &raw mut context.x87,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Sets the control words of the FPU as they were noted.
+pub fn load_control_words(context: &Context) {
+    // SAFETY: both words were valid when they were noted.
+    unsafe {
+        core::arch::asm!("ldmxcsr [{}]", "fldcw [{}]", in(reg) &raw const context.mxcsr, in(reg) &raw const context.x87,
+            options(nostack, preserves_flags, readonly));
+    }
+}
+
 unsafe extern "C" {
     /// `arch/*/clone.S`. Returns the child's id or a negative `errno`; the child goes to `entry`.
     ///

@@ -41,6 +41,10 @@ pub struct Context {
     pub pc: usize,
     /// The stack pointer after the return.
     pub sp: usize,
+    /// MXCSR: rounding and exceptions of SSE.
+    pub mxcsr: u32,
+    /// The control word of the x87.
+    pub x87: u16,
 }
 
 /// What the kernel saves and `sigreturn` restores: `struct sigframe_ia32` from its `sigcontext_32` on

@@ -52,6 +52,10 @@ pub struct Context {
     pub pc: usize,
     /// The stack pointer after the return.
     pub sp: usize,
+    /// MXCSR: rounding and exceptions of SSE.
+    pub mxcsr: u32,
+    /// The control word of the x87.
+    pub x87: u16,
 }
 
 /// What the kernel saves and `rt_sigreturn` restores: `struct ucontext` with `struct sigcontext_64`

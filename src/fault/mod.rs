@@ -24,6 +24,8 @@ pub(crate) const CHUNK: usize = 4096;
 pub(crate) const NO_CODE: i32 = i32::MIN;
 /// `si_code` of faults that have no address (`include/uapi/asm-generic/siginfo.h`).
 const SI_KERNEL: i32 = 0x80;
+/// `si_code` of SIGBUS for memory that has gone bad somewhere (`siginfo.h`).
+const BUS_MCEERR_AO: i32 = 5;
 /// Overflow (`arch/x86/include/asm/trapnr.h`): a trap, behind the instruction that raised it.
 const TRAP_OF: u32 = 4;
 
@@ -33,6 +35,7 @@ const TRAP_OF: u32 = 4;
 pub(crate) struct FaultState {
     stage: u32,
     sig: i32,
+    code: i32,
     sent: bool,
     frame: *mut Frame,
     stack: (usize, usize),
@@ -92,6 +95,7 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
             IDLE => {
                 (*state).fault.stage = REPORTING;
                 (*state).fault.sig = sig;
+                (*state).fault.code = code;
                 (*state).fault.frame = frame;
                 (*state).fault.sent = was_sent(state, sig, code, frame);
                 report::report(state, sig, code, addr, frame);
@@ -129,7 +133,6 @@ unsafe fn was_sent(state: *mut State, sig: i32, code: i32, frame: *mut Frame) ->
     unsafe {
         match sig {
             SIGABRT => true,
-            SIGSYS => !after_syscall(state, frame),
             SIGTRAP => breakpoint_len(state, frame) == 0 && !(*frame).single_steps(),
             _ => false,
         }
@@ -147,7 +150,9 @@ unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
         let sig = (*state).fault.sig;
         let breakpoint = if sig == SIGTRAP { breakpoint_len(state, frame) } else { 0 };
         // Behind a trap that is no instruction's own, such as a single step, the guest would go on.
-        let gone = (*state).fault.sent || (sig == SIGTRAP && breakpoint == 0);
+        // Without a code, a SIGSYS behind a call may have been sent, and the call must not be made again.
+        let unsure = sig == SIGSYS && (*state).fault.code == NO_CODE;
+        let gone = (*state).fault.sent || unsure || (sig == SIGTRAP && breakpoint == 0);
         if gone || (sig == SIGSEGV && (*frame).trap().0 == TRAP_OF) {
             (*frame).forget_step();
             if sig == SIGSEGV {
@@ -156,7 +161,11 @@ unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
                 (*frame).block(sig);
             } else {
                 (*frame).unblock(sig);
-                untrusted::ask_for_signal(state, sig); // pending until the frame unblocks it, and then the default
+                // Pending until the frame unblocks it, and then the default. Without a supervisor, a fault has to do.
+                if !untrusted::ask_for_signal(state, sig) {
+                    (*frame).set_pc(usize::MAX - 15);
+                    (*frame).block(SIGSEGV);
+                }
             }
             return;
         }
@@ -166,8 +175,9 @@ unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
         match sig {
             SIGTRAP => (*frame).set_pc(pc.wrapping_sub(breakpoint)),
             SIGSYS => (*frame).set_pc(pc.wrapping_sub(2)), // `syscall`, `sysenter` and `int $0x80` have two bytes
-            // Without a code nobody knows that it was a fault. If it was not, the step after it tells.
-            _ if arch::SA_FRAME == 0 => (*frame).single_step(),
+            // Without a code, or with the kernel's, nobody knows that the instruction will fault again. If it does not, the
+            // step after it tells.
+            _ if matches!((*state).fault.code, NO_CODE | SI_KERNEL | BUS_MCEERR_AO) => (*frame).single_step(),
             _ => {}
         }
     }
@@ -186,14 +196,6 @@ unsafe fn breakpoint_len(state: *mut State, frame: *mut Frame) -> usize {
         }
     }
     0
-}
-
-/// Whether the program counter is behind a system call instruction.
-unsafe fn after_syscall(state: *mut State, frame: *mut Frame) -> bool {
-    let mut insn = [0u8; 2];
-    // SAFETY: the frame is the kernel's, the state this thread's.
-    let read = unsafe { peek(state, (*frame).pc().wrapping_sub(2), insn.as_mut_ptr(), 2) };
-    read == 2 && matches!(insn, [0xcd, 0x80] | [0x0f, 0x05] | [0x0f, 0x34])
 }
 
 /// Copies memory that may not be there; returns how many bytes it got. Through a pipe, page by page, because a pipe

@@ -20,6 +20,8 @@ const TRAP_GP: u32 = 13;
 const CLOCK_MONOTONIC: usize = 1;
 /// A comparison of the clocks over this long, in nanoseconds, is good to some millionths, …
 pub(crate) const GOOD: u64 = 5_000_000;
+/// Attempts at a comparison, some microseconds each.
+const ATTEMPTS: u32 = 100_000;
 /// … and one over this long to some ten-thousandths.
 const USABLE: u64 = 50_000;
 
@@ -51,9 +53,14 @@ impl Scale {
             return (Self { tsc: 0, ns: 0, rate: 1 << 24 }, true); // nobody here can compare: a tick a nanosecond
         }
         let first = *FIRST.call_once(pair);
+        let mut attempts = 0;
         loop {
             let (tsc, ns) = pair();
             let elapsed = ns.saturating_sub(first.1);
+            attempts += 1;
+            if attempts == ATTEMPTS {
+                return (Self { tsc, ns, rate: 1 << 24 }, true); // a clock that stands still
+            }
             if elapsed >= USABLE {
                 let ticks = u128::from(tsc.saturating_sub(first.0));
                 let rate = ((ticks << 24) / u128::from(elapsed)) as u64;

@@ -134,6 +134,9 @@ pub fn run(options: &Options) -> Result<bool> {
     if !options.no_qemu {
         in_qemu(&mut tally, &built, options)?;
     }
+    if tally.passed + tally.failed.len() + tally.skipped == 0 {
+        tally.fail("the selection", "nothing was run: does any case have this in its name?");
+    }
     println!("took {:.0} s", start.elapsed().as_secs_f32());
     for what in &tally.failed {
         println!("failed: {what}");

@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     case("calls_apart", || apart(None)),
     case("calls_apart_no_spin", || apart(Some(0))),
     case("calls_apart_short_spin", || apart(Some(3))),
+    case("calls_apart_always_spin", || apart(Some(u32::MAX))),
     case("calls_floating", || many(Placement::Floating, Some(7))),
     case("lockdown_strict_kills", || violation(Lockdown::Strict)),
     case("lockdown_filter_reports", filter_reports),

@@ -25,9 +25,15 @@ fn enter(config: &Config<'_>) {
 fn exits(code: i32) {
     let before = ascetic::sys::pids();
     let local = black_box([7u64; 32]);
+    let (round_up, mut control, mut mxcsr) = (0x0b7fu16, 0u16, 0u32);
+    // SAFETY: legal control words; the rest are stores to locals.
+    unsafe { core::arch::asm!("fldcw [{}]", "ldmxcsr [{}]", in(reg) &round_up, in(reg) &0x5f80u32) };
     check!(!untrusted::is_guest() && untrusted::getpid() == 0);
     enter(&config());
     check!(local == [7; 32]);
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("fnstcw [{}]", "stmxcsr [{}]", in(reg) &mut control, in(reg) &mut mxcsr) };
+    check!((control, mxcsr & !0x3f) == (round_up, 0x5f80), "{control:#x} {mxcsr:#x}");
     check!(untrusted::getpid() == before.0);
     // SAFETY: touches no memory. The parent of T and U is the process that entered.
     check!(unsafe { untrusted::call(Sysno::getppid, [0; 6]) } == Ok(before.0 as usize));

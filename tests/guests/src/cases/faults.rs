@@ -34,6 +34,8 @@ pub const CASES: &[Case] = &[
     case("fault_single_step", || is(single_step, 5, Class::SingleStep)),
     case("fault_single_step_before_exit", || is(step_into_exit, 5, Class::SingleStep)),
     case("fault_int4", || is(int4, 11, Class::Protection)),
+    case("fault_that_does_not_repeat", || is(bad_sigreturn, 11, Class::Protection)),
+    case("fault_sent_sys_in_call", || sent_while_in_call(31)),
     case("fault_sent_segv_after_rdtsc", sent_after_rdtsc),
     case("fault_abort", || is(abort, 6, Class::Abort)),
     case("fault_sent_segv", || sent(11)),
@@ -44,7 +46,7 @@ pub const CASES: &[Case] = &[
     case("fault_sent_sys", || sent(31)),
     case("fault_sent_abrt", || sent(6)),
     case("fault_sent_term_is_not_ours", sent_term),
-    case("fault_sent_while_in_call", sent_in_call),
+    case("fault_sent_while_in_call", || sent_while_in_call(6)),
     case("fault_in_reporter_segv", || nested(null_write, 11)),
     case("fault_in_reporter_fpe", || nested(divide, 8)),
     case("fault_in_reporter_int3", || nested(int3, 5)),
@@ -301,6 +303,21 @@ extern "C" fn step_into_exit(_: usize) -> i32 {
     }
 }
 
+/// A sigreturn from nowhere: the kernel's SIGSEGV, with the program counter behind the call.
+extern "C" fn bad_sigreturn(_: usize) -> i32 {
+    // SAFETY: see above. The stack pointer leads nowhere while the kernel looks for a frame.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("mov r12, rsp", "xor esp, esp", "mov eax, 15", "syscall", "mov rsp, r12", out("rax") _, out("rcx") _, out("r11") _, out("r12") _)
+    }
+    // SAFETY: see above.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        asm!("mov edi, esp", "mov esp, 8", "mov eax, 119", "int 0x80", "mov esp, edi", out("eax") _, out("edi") _)
+    }
+    0
+}
+
 /// A trap: the program counter is behind it, so that it does not repeat.
 extern "C" fn int4(_: usize) -> i32 {
     // SAFETY: see above.
@@ -359,7 +376,8 @@ fn sent_term() {
     check!(sandbox.wait(Some(PATIENCE)).guest.is_signal(15));
 }
 
-fn sent_in_call() {
+/// U sleeps in its doorbell, behind a system call instruction, which must not be taken for the cause.
+fn sent_while_in_call(signal: i32) {
     extern "C" fn guest(_: usize) -> i32 {
         let hour = [3600usize, 0];
         // SAFETY: reads a timespec.
@@ -368,8 +386,9 @@ fn sent_in_call() {
     }
     let mut sandbox = spawn(&config(), guest, 0);
     let _ = sys::poll(&mut [], Some(Duration::from_millis(50)));
-    check!(sys::kill(sandbox.pids().1, 6).is_ok());
-    check!(sandbox.wait(Some(PATIENCE)).guest.is_signal(6));
+    check!(sys::kill(sandbox.pids().1, signal).is_ok());
+    let outcome = sandbox.wait(Some(PATIENCE));
+    check!(outcome.guest.is_signal(signal), "{outcome:?}");
 }
 
 /// The reporter itself faults: the wait status is that of the first fault, and the text line is there.

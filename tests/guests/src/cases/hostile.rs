@@ -42,6 +42,7 @@ pub const CASES: &[Case] = &[
     case("vault_stands_without_lockdown", || {
         let mut config = config();
         config.weaken.no_lockdown = true;
+        config.weaken.no_mseal = true; // the memfd's seals alone
         must_exit(&config, attack_vault, 1, 0)
     }),
     case("vault_stands_off_shows_it", || {
@@ -213,9 +214,19 @@ extern "C" fn twin(_: usize) -> i32 {
 
 /// A pointer into the vault in any argument, wherever in the vault; just outside it is none.
 extern "C" fn vault_arguments(defended: usize) -> i32 {
-    let (from, to) = experiment::vault();
+    // Guard, code, vault page, verdict page, guard: from where the pages are, not from what T is told.
+    let (vault, verdict) = experiment::pages();
+    let (from, to) = (vault.addr() - 2 * PAGE, verdict.addr() + 2 * PAGE);
     for i in 0..6 {
-        for (at, inside) in [(from - 1, false), (from, true), (from + PAGE, true), (to - 1, true), (to, false)] {
+        for (at, inside) in [
+            (from - 1, false),
+            (from, true),
+            (from + PAGE, true),
+            (vault.addr() + 8, true),
+            (verdict.addr() + 8, true),
+            (to - 1, true),
+            (to, false),
+        ] {
             let mut args = [0; 6];
             args[i] = at;
             // SAFETY: getppid ignores its arguments.

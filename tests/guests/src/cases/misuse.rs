@@ -240,7 +240,12 @@ fn shared_memory(audited: bool) {
         refused(&Config { share: &[(at + 4096, 4096), (at, 0)], ..config }, |e| {
             matches!(e, Error::Found { finding: Finding::SharedMemory, .. })
         });
-        return must_exit(&Config { share: &[(at, 4096)], ..config }, guest, at, 0);
+        must_exit(&Config { share: &[(at, 4096)], ..config }, guest, at, 0);
+        // Two halves, each listed: the kernel shows them as one.
+        let fd = sys::memfd(c"two", 8192, false).unwrap();
+        let two = sys::map_shared(8192, sys::PROT_READ | sys::PROT_WRITE, fd).unwrap();
+        let share = [(two, 4096), (at, 4096), (two + 4096, 4096)];
+        return must_exit(&Config { share: &share, ..config }, guest, two + 4096, 0);
     }
     config.weaken.no_audit = true;
     must_exit(&config, guest, at, 0);

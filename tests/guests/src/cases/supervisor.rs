@@ -11,6 +11,9 @@ pub const CASES: &[Case] = &[
     case("supervisor_kill", kill),
     case("supervisor_alarm_flood", alarm_flood),
     case("supervisor_alarm_taken_back", alarm_taken_back),
+    case("supervisor_alarms_used_up", alarms_used_up),
+    case("supervisor_real_time", real_time),
+    case("supervisor_waits_once", waits_once),
     case("supervisor_terminal", terminal),
     case("supervisor_dropped_in_a_fork", dropped_in_a_fork),
     case("supervisor_t_killed", || killed(true)),
@@ -46,13 +49,12 @@ fn deadline() {
     check!(!has_children());
 }
 
-/// A guest that raises alarms without end, and fills what it can: the deadline holds, and the supervisor sleeps.
+/// A guest that raises alarms without end: the deadline holds, and the supervisor sleeps.
 fn alarm_flood() {
     extern "C" fn guest(_: usize) -> i32 {
         let own = ascetic::experiment::first_own_fd();
         loop {
             let _ = sys::write(own + 2, &1u64.to_ne_bytes());
-            let _ = sys::write(own + 1, &(u64::MAX - 1).to_ne_bytes());
         }
     }
     /// User and system time of this process so far, in nanoseconds (CLOCK_PROCESS_CPUTIME_ID).
@@ -83,6 +85,62 @@ fn alarm_taken_back() {
         let outcome = spawn(&config(), guest, 0).wait(Some(Duration::from_millis(20)));
         check!(outcome.cause == Cause::Deadline, "{:?}", outcome);
     }
+}
+
+/// A guest that has used up its alarms ends all the same when it aborts, if not with its signal.
+fn alarms_used_up() {
+    extern "C" fn guest(rings: usize) -> i32 {
+        let own = ascetic::experiment::first_own_fd();
+        for _ in 0..rings {
+            check!(sys::write(own + 2, &1u64.to_ne_bytes()) == Ok(8));
+            // The answer comes when the ring was heard; at the end of all answers the pipe ends.
+            let _ = sys::read(own + 6, &mut [0; 1]);
+        }
+        ascetic::untrusted::abort()
+    }
+    for (rings, end) in
+        [(0, Status::Signaled { signal: 6, core: false }), (14, Status::Signaled { signal: 6, core: false })]
+    {
+        let outcome = run(&config(), guest, rings);
+        check!(outcome.guest == end, "{rings}: {outcome:?}");
+    }
+    for rings in [15, 16, 40] {
+        let outcome = run(&config(), guest, rings);
+        check!(outcome.cause == Cause::Guest, "{rings}: {outcome:?}");
+    }
+}
+
+/// A real-time embedder: T and U are ordinary, or a guest that loops would keep the supervisor from its deadline.
+fn real_time() {
+    const SCHED_FIFO: usize = 1;
+    let priority = 1u32;
+    // SAFETY: reads the priority.
+    let set = unsafe { call(Sysno::sched_setscheduler, [0, SCHED_FIFO, (&raw const priority) as usize]) };
+    if set.is_err() {
+        skip("no real-time policy for this user");
+    }
+    let mut sandbox = spawn(&config(), hangs, 0);
+    let (t, u) = sandbox.pids();
+    for pid in [t, u] {
+        // SAFETY: asks only.
+        check!(unsafe { call(Sysno::sched_getscheduler, [pid as usize]) } == Ok(0));
+    }
+    check!(sandbox.wait(Some(Duration::from_millis(50))).cause == Cause::Deadline);
+}
+
+/// How it ended is told again; a forked copy of a sandbox knows nothing.
+fn waits_once() {
+    let mut sandbox = spawn(&config(), hangs, 0);
+    // SAFETY: this process has one thread.
+    let child = unsafe { sys::fork() }.unwrap();
+    if child == 0 {
+        check!(sandbox.wait(None).cause == Cause::Foreign && sandbox.kill().cause == Cause::Foreign);
+        sys::exit(0);
+    }
+    check!(sys::wait(child, true).is_ok_and(|raw| raw == Some(0)));
+    let outcome = sandbox.wait(Some(Duration::from_millis(20)));
+    check!(outcome.cause == Cause::Deadline);
+    check!(sandbox.wait(None) == outcome && sandbox.kill() == outcome);
 }
 
 /// A guest that reads its terminal from the background gets an error, and stops nobody.
@@ -221,6 +279,7 @@ fn state_of_tasks() {
     check!(field(t, "Seccomp:", &mut text) == "0");
     check!(field(t, "SigBlk:", &mut text) == "fffffffffffbfeff"); // all but SIGKILL and SIGSTOP
     check!(field(t, "SigCgt:", &mut text) == "0000000000000000");
+    check!(field(t, "NoNewPrivs:", &mut text) == "1");
     check!(field(u, "Seccomp:", &mut text) == "1");
     check!(field(u, "SigBlk:", &mut text) == "0000000001001000"); // SIGPIPE, SIGXFSZ
     check!(field(u, "SigCgt:", &mut text) == "00000000400004f8"); // the seven
