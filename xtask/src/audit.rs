@@ -33,6 +33,8 @@ enum Holds {
 struct Known {
     registers: BTreeMap<u32, Holds>,
     loaded: BTreeSet<(u64, u64)>,
+    /// Said "T sleeps", and no fence since.
+    unfenced: bool,
 }
 
 impl Known {
@@ -52,6 +54,7 @@ impl Known {
         let before = self.clone();
         self.registers.retain(|register, holds| other.registers.get(register) == Some(holds));
         self.loaded.extend(&other.loaded);
+        self.unfenced |= other.unfenced;
         *self != before
     }
 }
@@ -68,6 +71,10 @@ struct Trusted {
     script: u64,
     /// Offset of the turn word in the mailbox.
     turn: u64,
+    /// Offset of the word that says whether T sleeps.
+    asleep: u64,
+    /// Offset of MXCSR's clean value in the vault page.
+    mxcsr: u64,
 }
 
 impl Trusted {
@@ -83,6 +90,8 @@ impl Trusted {
             birth: value("asc_trusted_birth")? - base,
             script: value("asc_script")? - base,
             turn: value("MAILBOX_TURN")?,
+            asleep: value("MAILBOX_T_ASLEEP")?,
+            mxcsr: value("VAULT_MXCSR")?,
             base,
             code,
         })
@@ -121,6 +130,7 @@ impl Trusted {
         if self.code.len() as u64 > PAGE {
             found.insert(format!("the code has {} bytes, more than a page", self.code.len()));
         }
+        found.extend(self.birth_violations());
         let mut known: BTreeMap<u64, Known> = BTreeMap::new();
         let mut work: VecDeque<(u64, Known)> =
             [self.birth, self.script].into_iter().map(|offset| (self.base + offset, self.entry())).collect();
@@ -153,6 +163,21 @@ impl Trusted {
             found.insert(format!("the turn word is loaded at {} places", turn_loads.len()));
         }
         (found.into_iter().collect(), known.len())
+    }
+
+    /// T's first instructions: it loses its stack pointer, then cleans what `clone` copied.
+    fn birth_violations(&self) -> Option<String> {
+        let mut decoder = Decoder::with_ip(self.bits(), &self.code, self.base, DecoderOptions::NONE);
+        decoder.set_position(self.birth as usize).ok()?;
+        decoder.set_ip(self.base + self.birth);
+        let first: Vec<Instruction> = decoder.iter().take(4).collect();
+        let poison = |i: &Instruction| {
+            i.mnemonic() == Mnemonic::Xor && i.op0_register() == Register::ESP && i.op1_register() == Register::ESP
+        };
+        let clean = |i: &Instruction| i.mnemonic() == Mnemonic::Ldmxcsr && i.memory_displacement64() == self.mxcsr;
+        let good = matches!(&first[..], [a, b, c, d] if poison(a) && b.mnemonic() == Mnemonic::Cld
+            && c.mnemonic() == Mnemonic::Fninit && clean(d));
+        (!good).then(|| "birth does not begin with: poison, cld, fninit, ldmxcsr".to_owned())
     }
 
     /// Judges an instruction and applies it to what is known.
@@ -192,7 +217,14 @@ impl Trusted {
             if reads && holds.is_none() {
                 say("loads through a register that is not known");
             }
+            let says_sleep = writes && holds == Some(Holds::Mailbox) && offset == self.asleep;
+            if says_sleep && instruction.op1_kind() == OpKind::Immediate32 && instruction.immediate32() != 0 {
+                state.unfenced = true;
+            }
             if reads && holds == Some(Holds::Mailbox) {
+                if state.unfenced {
+                    say("looks before the fence behind \"T sleeps\"");
+                }
                 if !inside {
                     say("loads outside the mailbox");
                 }
@@ -208,6 +240,9 @@ impl Trusted {
                     state.loaded.insert((offset, size));
                 }
             }
+        }
+        if instruction.mnemonic() == Mnemonic::Mfence {
+            state.unfenced = false;
         }
         let moved = match instruction.mnemonic() {
             Mnemonic::Mov | Mnemonic::Movd | Mnemonic::Movq
@@ -302,6 +337,23 @@ fn planted(arch: Arch) -> Vec<(&'static str, Vec<u8>, &'static str)> {
     plants
 }
 
+/// Instructions without which T is not what it should be: a name, where they are, and what is missing then.
+fn removed(trusted: &Trusted) -> Vec<(&'static str, std::ops::Range<usize>, &'static str)> {
+    let all: Vec<_> = Decoder::with_ip(trusted.bits(), &trusted.code, 0, DecoderOptions::NONE).into_iter().collect();
+    let of = |mnemonic: Mnemonic| {
+        all.iter().filter(move |i| i.mnemonic() == mnemonic).map(|i| i.ip() as usize..i.next_ip() as usize)
+    };
+    let birth = trusted.birth as usize;
+    [("poison", of(Mnemonic::Xor).find(|at| at.start == birth), "the stack pointer is not 0")]
+        .into_iter()
+        .chain([("cld", of(Mnemonic::Cld).next(), "the direction flag is the creator's")])
+        .chain([("fninit", of(Mnemonic::Fninit).next(), "the x87 state is the creator's")])
+        .chain([("ldmxcsr", of(Mnemonic::Ldmxcsr).next(), "MXCSR is the creator's")])
+        .chain([("mfence", of(Mnemonic::Mfence).next(), "wake-ups can be lost")])
+        .map(|(name, at, what)| (name, at.unwrap_or(0..0), what))
+        .collect()
+}
+
 impl Trusted {
     /// This code with other bytes where its first `ud2` is, behind the failed birth's exit; there, as at birth, the
     /// registers are known.
@@ -329,11 +381,15 @@ pub fn check(programs: &Programs) -> Result<()> {
         let (found, _) = trusted.with(&bytes)?.violations();
         ensure!(found.iter().any(|what| what.contains(word)), "planted {name}: not found: {found:?}");
     }
+    for (name, at, what) in removed(&trusted) {
+        let mut without = trusted.clone();
+        without.code[at].fill(0x90);
+        let (found, _) = without.violations();
+        ensure!(!found.is_empty(), "{name} removed: {what}: not noticed");
+    }
     let mut long = trusted.clone();
     long.code.resize(PAGE as usize + 1, 0x90);
     ensure!(long.violations().0.iter().any(|what| what.contains("page")), "planted size: not found");
-    let moved = Trusted { birth: trusted.script, ..trusted };
-    ensure!(moved.violations().0.is_empty(), "the script interpreter by itself");
     Ok(())
 }
 
@@ -366,6 +422,13 @@ pub fn run(verbose: bool) -> Result<bool> {
             let found = trusted.with(&bytes)?.violations().0;
             let seen = found.iter().any(|what| what.contains(word));
             println!("{arch}: planted {name}: {}", if seen { "found" } else { "NOT FOUND" });
+            good &= seen;
+        }
+        for (name, at, what) in removed(&trusted) {
+            let mut without = trusted.clone();
+            without.code[at].fill(0x90);
+            let seen = !without.violations().0.is_empty();
+            println!("{arch}: {name} removed ({what}): {}", if seen { "found" } else { "NOT FOUND" });
             good &= seen;
         }
         no_panic(&programs)?;

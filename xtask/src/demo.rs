@@ -268,7 +268,8 @@ fn fault(facts: &mut Facts, programs: &Programs, bytes: &[u8], pid: u32) -> Resu
     let record = Record::decode(bytes).with_context(|| format!("no fault record in {} bytes", bytes.len()))?;
     let body = record.fault.context("the record says nothing of the fault")?;
     let source = Source::of(&programs.demo)?;
-    facts.add("fault", body.pid == pid, record.text, json!({ "line": record.text }));
+    let text: String = record.text.chars().filter(|c| !c.is_control()).collect(); // it is the guest's
+    facts.add("fault", body.pid == pid, text, json!({ "line": record.text }));
     let text = format!("{} at address {:#x}", record.class().describe(), body.addr);
     // The page behind the picture allows no access; i386 frames do not tell that from one that is not there.
     let class = if programs.arch == Arch::X86_64 { Class::Guard } else { Class::WriteUnmapped };
@@ -321,6 +322,10 @@ fn fault(facts: &mut Facts, programs: &Programs, bytes: &[u8], pid: u32) -> Resu
         text,
         json!({ "stack": stack, "extended": extended, "code": code, "complete": record.complete }),
     );
+    let noted = record.annotations().any(|note| note == ("stage", "pixels"));
+    let called = record.calls().count();
+    let text = format!("{called} brokered calls and the guest's notes are in the report");
+    facts.add("fault", noted && called == 2, text, json!({ "calls": called, "noted": noted }));
     for (key, value) in record.annotations() {
         facts.add("fault", true, format!("the guest noted: {key} = {value}"), json!({ "key": key, "value": value }));
     }
