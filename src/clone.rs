@@ -16,6 +16,7 @@ const CLONE_SIGHAND: usize = 0x800;
 const CLONE_PARENT: usize = 0x8000;
 const CLONE_THREAD: usize = 0x1_0000;
 const CLONE_SYSVSEM: usize = 0x4_0000;
+const CLONE_PARENT_SETTID: usize = 0x10_0000;
 
 /// The task has its own.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +73,11 @@ impl<Vm, Sighand, Group> CloneFlags<Vm, Sighand, Group> {
         Self(self.0 | CLONE_PARENT, PhantomData)
     }
 
+    /// The kernel stores the child's id in the creator's memory before the child runs.
+    pub const fn announced(self) -> Self {
+        Self(self.0 | CLONE_PARENT_SETTID, PhantomData)
+    }
+
     /// The bits.
     pub const fn bits(self) -> usize {
         self.0
@@ -88,7 +94,7 @@ assert_not_impl_any!(CloneFlags<Shared, Shared, Own>: TrustedTask);
 assert_not_impl_any!(CloneFlags<Shared, Shared, Shared>: TrustedTask);
 
 /// The flags of T and of U: they share everything but handlers, and the supervisor is their parent.
-pub const PAIR: CloneFlags<Shared, Own, Own> = CloneFlags::new().vm().files().sibling();
+pub const PAIR: CloneFlags<Shared, Own, Own> = CloneFlags::new().vm().files().sibling().announced();
 
 const_assert!(PAIR.bits() & CLONE_VM != 0);
 const_assert!(PAIR.bits() & CLONE_SIGHAND == 0);

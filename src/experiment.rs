@@ -81,7 +81,7 @@ impl Weaken {
     }
 
     pub(crate) fn plan<'a>(&self, plan: Plan<'a>) -> Plan<'a> {
-        let share = CloneFlags::new().vm().sighand().files().sibling().bits();
+        let share = CloneFlags::new().vm().sighand().files().sibling().announced().bits();
         let keep = (Entry::Unpoisoned, stacks(&plan.layout).1);
         Plan {
             clone_flags: if self.share_handlers { share } else { plan.clone_flags },

@@ -26,6 +26,11 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]
 
+/// The README's program runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod abi;
 pub mod arch;
 mod audit;

@@ -189,24 +189,30 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
     // SAFETY: field addresses of a mapped page.
     let (t_script, u_script) = unsafe { (&raw const (*verdict).t, &raw const (*verdict).u) };
     let (entry, sp) = plan.trusted;
-    let t = clone(plan, sp, entry, t_script.cast()).map_err(at(SetupStage::CloneTrusted))?;
-    // SAFETY: the mailbox is mapped, and no guest code runs yet.
-    unsafe { (*mailbox).setup.t = t };
-    let u = clone(plan, birth::start_sp(&plan.layout), Entry::Untrusted, u_script.cast())
+    // The kernel reports them, before they run: this task may be killed at any time.
+    // SAFETY: field addresses of a mapped page.
+    let (t_id, u_id) = unsafe { (&raw mut (*mailbox).setup.t, &raw mut (*mailbox).setup.u) };
+    clone(plan, sp, entry, t_script.cast(), t_id).map_err(at(SetupStage::CloneTrusted))?;
+    let u = clone(plan, birth::start_sp(&plan.layout), Entry::Untrusted, u_script.cast(), u_id)
         .map_err(at(SetupStage::CloneUntrusted))?;
-    // SAFETY: as above; U waits for the supervisor's word before it looks at its state.
+    // SAFETY: the state is mapped; U waits for the supervisor's word before it looks at it.
     unsafe {
-        (*mailbox).setup.u = u;
         (*plan.layout.state()).pid = if plan.pid == 0 { u } else { plan.pid };
     }
     Ok(())
 }
 
-fn clone(plan: &Plan<'_>, sp: usize, entry: Entry, script: *const crate::abi::Step) -> Result<u32, Errno> {
+fn clone(
+    plan: &Plan<'_>,
+    sp: usize,
+    entry: Entry,
+    script: *const crate::abi::Step,
+    id: *mut u32,
+) -> Result<u32, Errno> {
     let layout = &plan.layout;
     let code = layout.code() + entry.offset();
-    // SAFETY: `code` is a label of T's code in the vault, which is mapped, as are the pages handed over; all stay so.
-    let pid = unsafe { arch::asc_clone(plan.clone_flags, sp, code, layout.vault(), layout.mailbox(), script) };
+    // SAFETY: `code` is a label of T's code in the vault, which is mapped, as are the pages handed over; all stay so. `id` is in the mailbox.
+    let pid = unsafe { arch::asc_clone(plan.clone_flags, sp, code, layout.vault(), layout.mailbox(), script, id) };
     Errno::from_ret(pid as usize).map(|pid| pid as u32)
 }
 

@@ -1,9 +1,10 @@
-# asc_clone(flags, sp, entry, vault, mailbox, script) -> child's id or -errno
+# asc_clone(flags, sp, entry, vault, mailbox, script, id) -> child's id or -errno
 #
 # The one clone() of the set-up task. The child does not return: it goes to `entry` in the vault with the registers
 # that birth.S wants. Called by set-up code only, which has a stack; the child must not touch it.
 #
 #   in        %rdi flags   %rsi child's stack pointer   %rdx entry   %rcx vault   %r8 mailbox   %r9 script
+#             8(%rsp) where the kernel stores the child's id before the child runs
 #   child     %rbx vault   %rbp mailbox   %r15 script   %rsp as given   flags clean (clone() copies them)
 #   clobbers  %rax %rcx %rdx %r8 %r10 %r11, flags
 FUNC asc_clone
@@ -27,7 +28,7 @@ FUNC asc_clone
     .cfi_adjust_cfa_offset 8
     popfq
     .cfi_adjust_cfa_offset -8
-    xor     %edx, %edx                  # no parent_tid, child_tid or TLS: nothing for the kernel to write to later
+    mov     5 * WORD(%rsp), %rdx        # written once, now; no child_tid or TLS: nothing to write to later
     xor     %r10d, %r10d
     xor     %r8d, %r8d
     mov     $NR_CLONE, %eax

@@ -13,7 +13,7 @@ macro_rules! assembly {
         use crate::abi::{Line, Mailbox, Step, VaultPage};
         core::arch::global_asm!(
             include_str!(concat!("../../arch/", $arch, "/offsets.S")),
-            include_str!(concat!("../../arch/", $arch, "/macros.S")),
+            include_str!("../../arch/macros.S"),
             include_str!(concat!("../../arch/", $arch, "/clone.S")),
             include_str!(concat!("../../arch/", $arch, "/birth.S")),
             include_str!(concat!("../../arch/", $arch, "/direct.S")),
@@ -106,7 +106,7 @@ unsafe extern "C" {
     /// # Safety
     ///
     /// `entry` is a label of T's code in a mapped vault; `vault`, `mailbox` and `script` are what `birth.S` says, and
-    /// stay mapped as long as the child lives.
+    /// stay mapped as long as the child lives. `id` is writable.
     pub fn asc_clone(
         flags: usize,
         sp: usize,
@@ -114,6 +114,7 @@ unsafe extern "C" {
         vault: *const VaultPage,
         mailbox: *const Mailbox,
         script: *const Step,
+        id: *mut u32,
     ) -> isize;
     /// `arch/*/enter.S`. Returns what `f(data)` returns; in the guest, 0.
     ///
