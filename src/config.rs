@@ -3,7 +3,7 @@
 use crate::birth;
 use crate::error::Error;
 use crate::policy::Policy;
-use crate::sandbox::{Outcome, Sandbox, failed, live};
+use crate::sandbox::{Outcome, Sandbox, live};
 use crate::seccomp::{self, Lockdown};
 use crate::sys::{self, CpuSet, Errno, Sysno};
 use core::time::Duration;
@@ -14,6 +14,8 @@ pub const DEFAULT_STACK: usize = 256 * 1024;
 
 /// How often T and U look before they sleep when they have a CPU each: some tens of microseconds.
 pub const DEFAULT_SPIN: u32 = 2000;
+/// Bytes that a crash report may have.
+pub const RECORD_MAX: usize = 256 * 1024;
 
 /// Where T and U run. What wakes T matters little, where it runs a lot: on one CPU a call costs two context switches,
 /// on two idle CPUs of a virtual machine ten times that, and on two CPUs while both spin, next to nothing.
@@ -100,7 +102,7 @@ pub(crate) fn check(config: &Config<'_>) -> Result<(), Error> {
 
 /// Where T and U run, and how often they look before they sleep.
 pub(crate) fn place(config: &Config<'_>) -> Result<(birth::Cpus, u32), Error> {
-    let allowed = sys::affinity().map_err(failed(Sysno::sched_getaffinity))?;
+    let allowed = sys::affinity().map_err(Error::of(Sysno::sched_getaffinity))?;
     let count = allowed.iter().count();
     let apart = match config.placement {
         Placement::Auto => count >= 2 * (live() + 1),
@@ -109,7 +111,7 @@ pub(crate) fn place(config: &Config<'_>) -> Result<(birth::Cpus, u32), Error> {
         Placement::Together => false,
         Placement::Floating => return Ok((None, spin_limit(config, 0, count))),
     };
-    let current = sys::current_cpu().map_err(failed(Sysno::getcpu))?;
+    let current = sys::current_cpu().map_err(Error::of(Sysno::getcpu))?;
     // From the caller's CPU on, round about: each sandbox that lives takes the next, so that they spread.
     let mut around = allowed.starting_at(current).skip(live() % count.max(1));
     let here = around.next().unwrap_or(current);

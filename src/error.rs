@@ -90,6 +90,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Makes the error of a supervisor's call from what the kernel said.
+    pub(crate) fn of(call: Sysno) -> impl Fn(Errno) -> Self {
+        move |errno| Self::Supervisor { call, errno }
+    }
+
     /// Who has to change something.
     pub fn party(&self) -> Party {
         match self {

@@ -4,12 +4,11 @@ use crate::abi::{Mailbox, PAGE, VaultPage, VerdictPage};
 use crate::arch::{Context, Frame};
 use crate::birth::{self, Parents};
 use crate::clone;
-use crate::config::{self, Config};
+use crate::config::{self, Config, RECORD_MAX};
 use crate::error::Error;
 use crate::fault::tsc::Scale;
 use crate::pair::{Layout, VAULT_PAGES};
 use crate::policy::Policy;
-use crate::sandbox::{RECORD_MAX, failed};
 use crate::setup::{self, OWN_FDS, OwnFds, Plan};
 use crate::signal::SigSet;
 use crate::sys::{self, Sysno};
@@ -42,9 +41,9 @@ unsafe impl<T> Send for View<T> {}
 impl<T> View<T> {
     /// Maps `len` bytes of a memfd. Under [`FORKS`], so that no sandbox is forked before it is marked.
     fn map(fd: i32, len: usize) -> Result<Self, Error> {
-        let addr = sys::map_shared(len, sys::PROT_READ | sys::PROT_WRITE, fd).map_err(failed(Sysno::mmap))?;
+        let addr = sys::map_shared(len, sys::PROT_READ | sys::PROT_WRITE, fd).map_err(Error::of(Sysno::mmap))?;
         let view = Self { at: addr as *mut T, len, owner: sys::pids().0 };
-        sys::dont_fork(addr, len).map_err(failed(Sysno::madvise))?;
+        sys::dont_fork(addr, len).map_err(Error::of(Sysno::madvise))?;
         Ok(view)
     }
 }
@@ -103,9 +102,9 @@ pub(crate) struct Made {
 impl Made {
     fn new(config: &Config<'_>) -> Result<Self, Error> {
         let vault_len = VAULT_PAGES * PAGE;
-        let memfd = |name, len, exec| sys::memfd(name, len, exec).map(Fd).map_err(failed(Sysno::memfd_create));
-        let seal = |fd: &Fd, seals| sys::seal(fd.0, seals).map_err(failed(Sysno::fcntl));
-        let eventfd = |blocking| sys::eventfd(blocking).map(Fd).map_err(failed(Sysno::eventfd2));
+        let memfd = |name, len, exec| sys::memfd(name, len, exec).map(Fd).map_err(Error::of(Sysno::memfd_create));
+        let seal = |fd: &Fd, seals| sys::seal(fd.0, seals).map_err(Error::of(Sysno::fcntl));
+        let eventfd = |blocking| sys::eventfd(blocking).map(Fd).map_err(Error::of(Sysno::eventfd2));
         let vault_fd = memfd(c"ascetic-vault", vault_len, true)?;
         let vault = View::map(vault_fd.0, vault_len)?;
         let seals = sys::SEAL_SIZE | sys::SEAL_FUTURE_WRITE;
@@ -127,9 +126,9 @@ impl Made {
             }
         };
         let pair = |(read, write)| (Fd(read), Fd(write));
-        let probe = sys::pipe().map(pair).map_err(failed(Sysno::pipe2))?;
-        let answer = sys::blocking_pipe().map(pair).map_err(failed(Sysno::pipe2))?;
-        sys::set_nonblocking(answer.1.0).map_err(failed(Sysno::fcntl))?;
+        let probe = sys::pipe().map(pair).map_err(Error::of(Sysno::pipe2))?;
+        let answer = sys::blocking_pipe().map(pair).map_err(Error::of(Sysno::pipe2))?;
+        sys::set_nonblocking(answer.1.0).map_err(Error::of(Sysno::fcntl))?;
         Ok(Self {
             vault_fd,
             mailbox_fd,
@@ -207,14 +206,14 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
         };
         #[cfg(feature = "experiments")]
         let plan = config.weaken.plan(plan);
-        let mask = sys::sigmask(SigSet::ALL).map_err(failed(Sysno::rt_sigprocmask))?;
+        let mask = sys::sigmask(SigSet::ALL).map_err(Error::of(Sysno::rt_sigprocmask))?;
         // SAFETY: the child runs set-up code, which uses its stack and system calls only.
         let pid = unsafe { sys::fork() };
         if pid == Ok(0) {
             setup::run(&plan);
         }
         let _ = sys::sigmask(mask);
-        Ok((made, pid.map_err(failed(Sysno::clone))?))
+        Ok((made, pid.map_err(Error::of(Sysno::clone))?))
     })();
     layout.release();
     forked

@@ -5,7 +5,7 @@
 //! process that called it becomes the supervisor and ends as the guest ends. T and U are therefore never tasks that
 //! lived before entry, and what supervises them is never in reach of their memory.
 
-pub use crate::config::{Config, DEFAULT_SPIN, DEFAULT_STACK, Placement};
+pub use crate::config::{Config, DEFAULT_SPIN, DEFAULT_STACK, Placement, RECORD_MAX};
 
 use crate::abi::Mailbox;
 use crate::arch::{self, Context};
@@ -21,8 +21,6 @@ use core::time::Duration;
 
 /// Alarms that a guest may raise: an abort takes two. After that nobody listens, so that a flood costs only the guest.
 const ALARMS: u32 = 16;
-/// Bytes that a crash report may have.
-pub const RECORD_MAX: usize = 256 * 1024;
 
 /// Why a sandbox ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,11 +50,6 @@ pub struct Outcome {
 
 /// Sandboxes of this process that have not ended.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-/// An error of the supervisor's call.
-pub(crate) fn failed(call: Sysno) -> impl Fn(Errno) -> Error {
-    move |errno| Error::Supervisor { call, errno }
-}
 
 /// How many sandboxes of this process live.
 pub(crate) fn live() -> usize {
@@ -114,7 +107,7 @@ impl Task {
     }
 
     fn watch(&mut self) -> Result<(), Error> {
-        self.pidfd = Some(Fd(sys::pidfd_open(self.pid).map_err(failed(Sysno::pidfd_open))?));
+        self.pidfd = Some(Fd(sys::pidfd_open(self.pid).map_err(Error::of(Sysno::pidfd_open))?));
         Ok(())
     }
 
@@ -296,10 +289,10 @@ fn await_birth(made: Made, mut set_up: Task) -> Result<Sandbox, Error> {
     let go = unsafe { &raw mut (*sandbox.vault.at).verdict.go };
     // SAFETY: as above; only the kernel reads it, for futex calls.
     unsafe { core::sync::atomic::AtomicU32::from_ptr(go) }.store(1, Ordering::SeqCst);
-    sys::futex_wake(go).map_err(failed(Sysno::futex))?;
+    sys::futex_wake(go).map_err(Error::of(Sysno::futex))?;
     sandbox.await_ring()?;
     sandbox.scale();
-    sandbox.answer().map_err(failed(Sysno::write))?; // guest code may run
+    sandbox.answer().map_err(Error::of(Sysno::write))?; // guest code may run
     Ok(sandbox)
 }
 
@@ -318,7 +311,7 @@ impl Sandbox {
                 Err(errno) => return Err(Error::Supervisor { call: Sysno::poll, errno }),
             }
             if fds[0].revents != 0 {
-                return sys::read(self.alarm.0, &mut [0; 8]).map(drop).map_err(failed(Sysno::read));
+                return sys::read(self.alarm.0, &mut [0; 8]).map(drop).map_err(Error::of(Sysno::read));
             }
             for (is_t, task) in [(true, &mut self.t), (false, &mut self.u)] {
                 let Some(status) = task.reap(false) else { continue };
