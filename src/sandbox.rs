@@ -375,8 +375,7 @@ impl Sandbox {
 
     /// Whether a task has ended, and what that means.
     fn ended(&mut self) -> Option<Cause> {
-        // T first: what is seen of U is then not older. Kernels before 5.16 kill all that share the memory of a task
-        // that dumps core, so with both gone the one that was not killed is the one that started it.
+        // T first: what is seen of U is then not older.
         let t = self.t.reap(false);
         let u = self.u.reap(false);
         match (t, u) {
@@ -435,6 +434,10 @@ impl Sandbox {
         }
         let trusted = self.t.end();
         let guest = self.u.end();
+        // Kernels before 5.16 end all that share the memory of a task that could dump core, with its signal and before it
+        // (`fs/coredump.c`, `zap_threads`). T blocks its signals, and U cannot take its memory: it was U.
+        let shared = matches!(guest, Status::Signaled { signal, .. } if signal != SIGKILL && trusted.is_signal(signal));
+        let cause = if cause == Cause::TrustedDied && shared { Cause::Guest } else { cause };
         *self.outcome.insert(Outcome { cause, guest, trusted })
     }
 

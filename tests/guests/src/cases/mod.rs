@@ -139,7 +139,7 @@ pub fn must_crash(
 ) {
     let mut sandbox = spawn(config, guest, arg);
     let outcome = sandbox.wait(Some(PATIENCE));
-    check!(outcome.guest.is_signal(signal), "{:?}", outcome);
+    check!(outcome.guest.is_signal(signal) && outcome.cause == sandbox::Cause::Guest, "{:?}", outcome);
     let mut buffer = [0u8; RECORD_MAX];
     let bytes = sandbox.record(&mut buffer);
     let Some(record) = Record::decode(bytes) else {
