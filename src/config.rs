@@ -37,7 +37,8 @@ pub enum Placement {
 pub struct Config<'a> {
     /// What T may do for the guest.
     pub policy: &'a Policy,
-    /// The guest's stack for [`spawn`](crate::sandbox::spawn), in bytes. [`enter`](crate::sandbox::enter) keeps the caller's.
+    /// The guest's stack for [`spawn`](crate::sandbox::spawn), in bytes. [`enter`](crate::sandbox::enter) keeps the
+    /// caller's.
     pub stack: usize,
     /// The descriptors that the guest keeps, under their numbers. All others are closed in the sandbox.
     pub keep: &'a [i32],
@@ -53,7 +54,8 @@ pub struct Config<'a> {
     pub placement: Placement,
     /// How often T and U look before they sleep; `None` for [`DEFAULT_SPIN`] when apart, else 0.
     pub spin: Option<u32>,
-    /// For [`enter`](crate::sandbox::enter): called in the supervising process when the guest has ended, before that process ends, too.
+    /// For [`enter`](crate::sandbox::enter): called in the supervising process when the guest has ended, before that
+    /// process ends, too.
     pub report: Option<fn(&Sandbox, &Outcome)>,
     /// For [`enter`](crate::sandbox::enter): how long the guest may run.
     pub deadline: Option<Duration>,

@@ -63,6 +63,7 @@ pub struct Sandbox {
     u: Task,
     alarm: Fd,
     alarms: u32,
+    /// Both ends of the pipe: with no reader left, writing would raise SIGPIPE here.
     answer: (Fd, Option<Fd>),
     crash: Option<Fd>,
     mailbox: View<Mailbox>,
@@ -158,8 +159,8 @@ impl Drop for Task {
 ///
 /// The child is a copy of a process that may have threads, as after `fork(2)`: locks that other threads hold stay
 /// locked in it. A panic in `entry` aborts, which strict mode turns into SIGKILL: use
-/// [`abort`](crate::untrusted::abort) for a report. The child's end is not announced by SIGCHLD, and a `wait` without `__WALL` does not see it.
-/// The sandbox follows the *thread* that calls this into death (`PR_SET_PDEATHSIG`, `prctl(2)`).
+/// [`abort`](crate::untrusted::abort) for a report. The child's end is not announced by SIGCHLD, and a `wait` without
+/// `__WALL` does not see it. The sandbox follows the *thread* that calls this into death (`PR_SET_PDEATHSIG`, `prctl(2)`).
 ///
 /// # Errors
 ///
@@ -184,25 +185,23 @@ pub fn enter(config: &Config<'_>) -> Result<(), Error> {
         Ok(threads) => return Err(Error::MultiThreaded { threads }),
         Err(errno) => return Err(Error::Setup { stage: SetupStage::Proc, errno }),
     }
-    let mut call = Enter { config, context: Context::default(), error: None };
+    let mut call = Enter { config, context: Context::default(), result: Ok(()) };
     arch::save_control_words(&mut call.context);
     let data = &raw mut call;
     // SAFETY: both pointers are to `call`, which outlives the call; the context is resumed in the sandbox only, in a
     // copy of the address space, by `Frame::resume`, when nothing runs on this stack there any more.
     let result = unsafe { arch::asc_capture(&raw mut (*data).context, enter_captured, data.cast()) };
-    match (result, call.error) {
-        (0, _) => {
-            arch::load_control_words(&call.context);
-            Ok(())
-        }
-        (_, error) => Err(error.unwrap_or(Error::Placement)),
+    if result == 0 {
+        arch::load_control_words(&call.context);
     }
+    call.result
 }
 
 struct Enter<'a> {
     config: &'a Config<'a>,
     context: Context,
-    error: Option<Error>,
+    /// Stays as it is in the guest.
+    result: Result<(), Error>,
 }
 
 unsafe extern "C" fn enter_captured(data: *mut core::ffi::c_void) -> isize {
@@ -212,7 +211,7 @@ unsafe extern "C" fn enter_captured(data: *mut core::ffi::c_void) -> isize {
     match made.and_then(|(made, pid)| await_birth(made, Task::new(pid))) {
         Ok(sandbox) => supervise(sandbox, call.config),
         Err(error) => {
-            call.error = Some(error);
+            call.result = Err(error);
             -1
         }
     }

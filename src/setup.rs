@@ -211,7 +211,8 @@ fn clone(
 ) -> Result<u32, Errno> {
     let layout = &plan.layout;
     let code = layout.code() + entry.offset();
-    // SAFETY: `code` is a label of T's code in the vault, which is mapped, as are the pages handed over; all stay so. `id` is in the mailbox.
+    // SAFETY: `code` is a label of T's code in the vault, which is mapped, as are the pages handed over; all stay so.
+    // `id` is in the mailbox.
     let pid = unsafe { arch::asc_clone(plan.clone_flags, sp, code, layout.vault(), layout.mailbox(), script, id) };
     Errno::from_ret(pid as usize).map(|pid| pid as u32)
 }

@@ -12,7 +12,8 @@
 #   constant     %esp = 0
 #
 # Every mailbox word is U's to change at any time. Each is loaded at exactly one place, into a register, and the
-# register is what is checked and used; nothing is loaded again before the next request.
+# register is what is checked and used; nothing is loaded again before the next request. Only whether U sleeps is
+# looked at in place, and often: all that it decides is whether U's own doorbell is rung.
 #
 # int $0x80 only: sysenter reads a word from the stack.
 # Must never: touch the stack; store outside the mailbox; branch through a register or memory; load a word twice.
@@ -69,7 +70,7 @@ LABEL asc_direct_poll
     movl    $0, MAILBOX_T_ASLEEP(%ebp)
     jmp     asc_direct_idle
 
-LABEL asc_direct_ring                   # everything is answered, and U sleeps
+LABEL asc_direct_ring                   # U says that it sleeps: at worst it is woken for nothing
     movl    $0, MAILBOX_U_ASLEEP(%ebp)
     lea     VAULT_ONE(%ebx), %ecx
     mov     $EVENT_SIZE, %edx

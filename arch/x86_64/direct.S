@@ -10,7 +10,8 @@
 #   constant     %rsp = 0
 #
 # Every mailbox word is U's to change at any time. Each is loaded at exactly one place, into a register, and the
-# register is what is checked and used; nothing is loaded again before the next request.
+# register is what is checked and used; nothing is loaded again before the next request. Only whether U sleeps is
+# looked at in place, and often: all that it decides is whether U's own doorbell is rung.
 #
 # Must never: touch the stack; store outside the mailbox; branch through a register or memory; load a word twice.
 
@@ -64,7 +65,7 @@ LABEL asc_direct_poll
     movl    $0, MAILBOX_T_ASLEEP(%rbp)
     jmp     asc_direct_idle
 
-LABEL asc_direct_ring                   # everything is answered, and U sleeps
+LABEL asc_direct_ring                   # U says that it sleeps: at worst it is woken for nothing
     movl    $0, MAILBOX_U_ASLEEP(%rbp)
     mov     VAULT_DOORBELL_U(%rbx), %edi
     lea     VAULT_ONE(%rbx), %rsi

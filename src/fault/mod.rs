@@ -2,7 +2,8 @@
 //!
 //! Uses `write` and `read` only, takes no lock, allocates nothing, cannot panic, and reads what may not be there
 //! through a pipe, which cannot fault. A fault inside it ends the report, not the truth: every path ends by handing the
-//! signal on to the kernel, so that the wait status, and a core if one is wanted, are those of the original fault.
+//! signal on to the kernel, so that the wait status, and a core if one is wanted, are those of the original fault. One
+//! exception: a signal that only the supervisor can send, when it answers no more, ends as SIGSEGV.
 //!
 //! Guest code can forge, spoil or suppress all of this. It tells; it does not protect.
 

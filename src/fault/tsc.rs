@@ -1,7 +1,7 @@
 //! `rdtsc` in strict mode: the kernel turns it into SIGSEGV, and the handler answers.
 //!
-//! The value comes from T's `clock_gettime`, on the scale of the real counter, because the vDSO computes with it: the
-//! two clocks are paired when the sandbox is made.
+//! The value comes from T's `clock_gettime`, on the scale of the real counter, because the vDSO computes with it. The
+//! supervisor pairs the two clocks when the sandbox is made, and better when it waits; the scale is in the mailbox.
 
 use crate::arch::{self, Frame};
 use crate::fault::peek;

@@ -7,7 +7,6 @@ macro_rules! cells {
     ($($name:literal $cell:literal)*) => {
         pub const CASES: &[Case] = &[
             $(case(concat!("mechanism_", $name), || cell($cell)),)*
-            case("mechanism_hostile_u_kills_t_only", || cell(0)),
         ];
     };
 }
