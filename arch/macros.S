@@ -19,6 +19,16 @@
     .cfi_startproc
 .endm
 
+# The gates: one section, so that they are one range.
+.macro GATE_FUNC name:req
+    .pushsection ascetic_gate, "ax", @progbits
+    .globl  \name
+    .hidden \name
+    .type   \name, @function
+\name:
+    .cfi_startproc
+.endm
+
 .macro LABEL name:req
     .globl  \name
     .hidden \name

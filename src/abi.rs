@@ -3,18 +3,18 @@
 //! **Accessed by assembly: do not change a field without reading `arch/*/offsets.S`.** No offset is typed by hand
 //! there; [`crate::arch`] hands every one over as a Rust `const` operand.
 //!
-//! Three pages belong to each [pair](crate::pair):
+//! A sandbox has one [`Vault`], and each of its [pairs](crate::pair) a [`Verdict`] and a [`Mailbox`]:
 //!
-//! | page | written by | read by | trust |
+//! | memory | written by | read by | trust |
 //! |---|---|---|---|
-//! | [`VaultPage`] | the supervisor, before entry | T | relied on |
-//! | [`VerdictPage`] | the supervisor | T and U at birth | relied on |
-//! | [`Mailbox`] | U, T, the kernel for T | everyone | an allegation |
+//! | [`Vault`] | the supervisor | T | relied on |
+//! | [`Verdict`] | the supervisor, while T has nothing to do with it | T, and U at birth | relied on |
+//! | [`Mailbox`] | every U, T, the kernel for T, the supervisor | everyone | an allegation |
 
-use crate::arch::Frame;
+use crate::arch::{self, Frame};
 use crate::fault::tsc::Published;
 use crate::seccomp::{FILTER_LEN, Insn, Program};
-use crate::signal::{AltStack, REPORTED, SigAction, SigSet};
+use crate::signal::{AltStack, SigAction, SigSet};
 use crate::sys::CpuSet;
 use static_assertions::const_assert;
 
@@ -37,10 +37,86 @@ pub const ROW_SMALL: u32 = 1 << 30;
 /// CPU clocks of other processes.
 pub const SMALL: u32 = 16;
 
-/// Policy row of a refused call: the `errno` that U is given.
+/// Policy row of an allowed call: the operation in its second argument must be one of [`FUTEX_OPS`].
+pub const ROW_FUTEX: u32 = 1 << 29;
+
+/// The operations of [`ROW_FUTEX`], without `FUTEX_PRIVATE_FLAG` and `FUTEX_CLOCK_REALTIME` (`include/uapi/linux/futex.h`):
+/// WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET. Those with priority inheritance would make T the
+/// owner of a lock.
+pub const FUTEX_OPS: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 9 | 1 << 10;
+
+/// Policy row of [`NR_TOKEN`]: T executes a token.
+pub const ROW_TOKEN: u32 = 1 << 27;
+
+/// Policy row of a call that T may not make by itself, so that it asks the broker: the `errno` with which the broker
+/// refuses it, unless it knows better.
 pub const ROW_ERRNO: u32 = 0xfff;
 
-/// What T needs to know, in the vault. T's base register points here for its whole life.
+/// A number beside the kernel's own: opens the file of the [`Token`] whose number is the first argument.
+pub const NR_TOKEN: u32 = TABLE_LEN as u32 - 1;
+
+/// The most pairs of a sandbox.
+pub const PAIRS: usize = 256;
+
+/// Bytes from a pair's [`Verdict`] to the next pair's, and from its [`Mailbox`] to the next.
+pub const STRIDE: usize = 4 * PAGE;
+
+/// Bytes from a pair's [`Verdict`] to its [`Mailbox`], the same for every pair: T finds the one by the other.
+pub const VERDICT_TO_MAILBOX: usize = PAIRS * STRIDE + PAGE;
+
+/// Tokens of a sandbox.
+pub const TOKENS: usize = 64;
+/// Bytes of a token, as a power of two.
+pub const TOKEN_SHIFT: usize = 8;
+
+/// `struct open_how` (`include/uapi/linux/openat2.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenHow {
+    /// `O_*`
+    pub flags: u64,
+    /// Mode of a new file.
+    pub mode: u64,
+    /// `RESOLVE_*`
+    pub resolve: u64,
+}
+
+/// An approved way to open a file, which T may take again without asking. Once valid it never changes but to invalid.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+pub struct Token {
+    /// 1 while it may be used.
+    pub valid: u32,
+    /// The root's descriptor.
+    pub root: u32,
+    /// Flags as the guest gave them, and the mode: what a request is recognised by, besides its path.
+    pub asked: [u32; 2],
+    /// How to open.
+    pub how: OpenHow,
+    /// Where in `path` the part below the root begins.
+    pub rest: u32,
+    /// Bytes of `path` without its NUL.
+    pub len: u32,
+    /// The path as the guest gave it, absolute, ending in NUL.
+    pub path: [u8; TOKEN_PATH],
+}
+
+/// Bytes of a token's path.
+pub const TOKEN_PATH: usize = (1 << TOKEN_SHIFT) - 48;
+
+const_assert!(size_of::<Token>() == 1 << TOKEN_SHIFT);
+
+/// What all Ts of a sandbox need to know. T's base register points here for its whole life.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Vault {
+    /// The first page: bounds, numbers, the policy.
+    pub page: VaultPage,
+    /// The tokens.
+    pub tokens: [Token; TOKENS],
+}
+
+/// The first page of a [`Vault`].
 #[repr(C, align(4096))]
 #[derive(Clone, Debug)]
 pub struct VaultPage {
@@ -54,63 +130,106 @@ pub struct VaultPage {
     pub fd_len: u32,
     /// How often T looks at the sequence word before it parks.
     pub spin: u32,
-    /// The eventfd in which T sleeps.
-    pub doorbell_t: u32,
-    /// The eventfd in which U sleeps.
-    pub doorbell_u: u32,
-    /// The `errno` for call numbers beyond the table.
-    pub default_errno: u32,
+    /// The eventfd by which T tells the broker that it asks.
+    pub alarm: u32,
     /// MXCSR as a new task has it: all exceptions masked, round to nearest.
     pub mxcsr: u32,
-    /// Padding.
-    pub pad: u32,
+    /// [`FUTEX_OPS`]
+    pub futex_ops: u32,
+    /// How long T waits for the broker before it rings again: `struct timespec`.
+    pub patience: [usize; 2],
     /// The number 1, as an eventfd wants it.
     pub one: u64,
+    /// The number 1 in the second of four places: what i386's T adds to its sequence number.
+    pub second: Vector,
     /// The policy: one row per call number.
     pub table: [u32; TABLE_LEN],
 }
 
+/// Four numbers, aligned as vector instructions want them.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug)]
+pub struct Vector(pub [u32; 4]);
+
 const_assert!(size_of::<VaultPage>() == PAGE);
 
-/// [`Step::check`]: the result must equal [`Step::expect`], or the task ends with [`Step::id`] as exit status.
-pub const STEP_CHECK: u32 = 1;
+/// [`Step::flags`], bits 0 to 5: argument `i` is not the one given, but the result of the last step with [`STEP_SAVE`].
+pub const STEP_SUBSTITUTE: u32 = 0x3f;
+/// [`Step::flags`]: the result must equal [`Step::expect`], or the task ends with [`Step::id`] as exit status.
+pub const STEP_CHECK: u32 = 1 << 8;
+/// [`Step::flags`]: the result must not be an error, or the task ends with [`Step::id`] as exit status.
+pub const STEP_MUST: u32 = 1 << 9;
+/// [`Step::flags`]: an error ends the script, and is the reply.
+pub const STEP_STOP: u32 = 1 << 10;
+/// [`Step::flags`]: the result stands in for arguments of later steps. It is kept in a register.
+pub const STEP_SAVE: u32 = 1 << 11;
+/// [`Step::flags`]: the result is the reply, unless the script stops.
+pub const STEP_KEEP: u32 = 1 << 12;
+/// [`Step::flags`]: the call is a `clone` of a T, whose mailbox is [`Step::expect`].
+pub const STEP_CLONE_T: u32 = 1 << 13;
+/// [`Step::flags`]: the call is a `clone` of a U, whose mailbox is [`Step::expect`].
+pub const STEP_CLONE_U: u32 = 1 << 14;
 
-/// [`Step::nr`] of the end of T's script: T begins to serve.
+/// [`Step::nr`] of the end of T's birth script: T begins to serve.
 pub const STEP_SERVE: u32 = u32::MAX;
+/// [`Step::nr`] of the end of a verdict's script: the first argument is the reply, unless a step with [`STEP_KEEP`] made it.
+pub const STEP_REPLY: u32 = u32::MAX - 1;
+/// [`Step::nr`]: T asks again; the next verdict goes on with the same request.
+pub const STEP_ASK: u32 = u32::MAX - 2;
 
 /// One system call of a script.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Step {
-    /// The call's number, or [`STEP_SERVE`].
+    /// The call's number, or one of [`STEP_SERVE`], [`STEP_REPLY`], [`STEP_ASK`].
     pub nr: u32,
-    /// [`STEP_CHECK`] or 0.
-    pub check: u32,
+    /// `STEP_*` or 0.
+    pub flags: u32,
     /// The exit status that names this step when its check fails (1 to 255).
     pub id: u32,
     /// Padding.
     pub pad: u32,
     /// The arguments.
     pub args: [usize; 6],
-    /// The result that [`STEP_CHECK`] demands.
+    /// The result that [`STEP_CHECK`] demands, or the mailbox of a new task.
     pub expect: usize,
 }
 
 /// Steps of T's birth script.
-pub const T_STEPS: usize = 13;
+pub const T_STEPS: usize = 16;
 /// Steps of U's birth script.
-pub const U_STEPS: usize = 24;
+pub const U_STEPS: usize = 96;
+/// Steps of a verdict.
+pub const STEPS: usize = 6;
+/// Bytes of a verdict's data: what its pointers lead to.
+pub const DATA: usize = if cfg!(target_arch = "x86") { 8448 } else { 4352 }; // a path and more; all that STRIDE leaves
 
-/// The scripts of one pair and the data that they point to. Written by the supervisor only; read-only in the sandbox.
+/// What one pair's tasks are to execute, and the data that it points to. Written by the supervisor only; read-only in
+/// the sandbox.
 #[repr(C, align(4096))]
 #[derive(Debug)]
-pub struct VerdictPage {
+pub struct Verdict {
+    /// T waits here (a futex word) for the broker to take its request; the same number as `seq`.
+    pub ask: u32,
+    /// How many verdicts there have been: T executes each once. The broker moves T here (`FUTEX_CMP_REQUEUE`), which
+    /// succeeds only while T waits at `ask`: the kernel's word that T is done with the last one.
+    pub seq: u32,
+    /// The eventfd in which T sleeps.
+    pub doorbell_t: u32,
+    /// The eventfd in which U sleeps.
+    pub doorbell_u: u32,
+    /// The verdict.
+    pub script: [Step; STEPS],
     /// What T runs before it serves.
     pub t: [Step; T_STEPS],
     /// What U runs before guest code.
     pub u: [Step; U_STEPS],
-    /// U waits here (a futex word) until it is 1.
+    /// The first U waits here (a futex word) until it is 1.
     pub go: u32,
+    /// What T and U write to the supervisor when they are born: the pair's number, and what happened (`birth::BORN_T`, …).
+    pub born: [[u32; 2]; 3],
+    /// The process id of a new thread's U, which it cannot ask for itself.
+    pub tid: u32,
     /// An alternate stack for T: in experiments only.
     #[cfg(feature = "experiments")]
     pub t_altstack: AltStack,
@@ -120,21 +239,42 @@ pub struct VerdictPage {
     pub cpus: [CpuSet; 2],
     /// The names of T and of U, as `ps` shows them.
     pub names: [[u8; 16]; 2],
-    /// For structures that are nothing but zeros: no core (`struct rlimit`), no priority (`struct sched_param`).
+    /// For structures that are nothing but zeros: no priority (`struct sched_param`).
     pub zeros: [usize; 2],
+    /// Soft and hard limit (`struct rlimit`) of cores: T's, U's.
+    pub limits: [[usize; 2]; 2],
     /// U's alternate stack.
     pub altstack: AltStack,
-    /// U's handlers, in the order of [`REPORTED`].
-    pub actions: [SigAction; REPORTED.len()],
+    /// U's handlers (`birth.rs` says which).
+    pub actions: [SigAction; 3],
+    /// U's segment descriptors (i386): where the runtime's state is, and the guest's thread-local storage.
+    pub segments: [UserDesc; 2],
     /// U's filter, if it has one, …
     pub program: Program,
     /// … and its instructions.
     pub filter: [Insn; FILTER_LEN],
     /// The registers with which guest code starts.
     pub start: Frame,
+    /// What the pointers of the verdict lead to.
+    pub data: [u8; DATA],
 }
 
-const_assert!(size_of::<VerdictPage>() == PAGE);
+const_assert!(size_of::<Verdict>() == STRIDE);
+const_assert!(size_of::<Frame>() <= arch::FRAME_MAX);
+
+/// `struct user_desc` (`arch/x86/include/uapi/asm/ldt.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UserDesc {
+    /// Which entry.
+    pub entry: u32,
+    /// First address.
+    pub base: u32,
+    /// Last offset, in bytes or pages.
+    pub limit: u32,
+    /// The flags, as bits.
+    pub flags: u32,
+}
 
 /// A request and its reply: one cache line, so that each way moves one line between the processors.
 #[repr(C, align(64))]
@@ -153,12 +293,14 @@ pub struct Line {
     pub t_asleep: u32,
 }
 
-/// The page through which U asks and T answers.
+/// Where U asks and T answers.
 #[repr(C, align(4096))]
 #[derive(Debug)]
 pub struct Mailbox {
     /// The request under way, or the last reply.
     pub line: Line,
+    /// The turn word of a request that T takes to the broker. It tells the broker whom to look at, no more.
+    pub asks: u32,
     /// Where the kernel stores what T reads from its doorbell.
     pub scratch: u64,
     /// The result of the birth step that failed (both births; the exit status tells which step).
@@ -172,9 +314,23 @@ pub struct Mailbox {
     pub scale: Published,
     /// How set-up went; read by the supervisor before any guest code runs.
     pub setup: SetupReport,
+    /// Where the guest made the call.
+    pub pc: usize,
+    /// Bytes used of `data`.
+    pub len: u32,
+    /// What the pointers of the request lead to, copied by U; and what the broker answers beyond a number.
+    pub data: Payload,
 }
 
-const_assert!(size_of::<Mailbox>() == PAGE);
+/// Bytes that a request can carry: two paths.
+pub const PAYLOAD: usize = 2 * PAGE;
+
+/// What the pointers of a request lead to.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Payload(pub [u8; PAYLOAD]);
+
+const_assert!(size_of::<Mailbox>() <= STRIDE);
 const_assert!(size_of::<Line>() == 64);
 
 /// What the set-up task tells the supervisor before it exits.

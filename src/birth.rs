@@ -1,26 +1,50 @@
 //! Birth scripts: the system calls that T and U make before they serve, or run guest code.
 //!
-//! T's interpreter runs both (`arch/*/birth.S`). The supervisor writes them into the verdict page before the sandbox
-//! exists, and nobody writes there afterwards but the supervisor.
+//! T's interpreter runs both (`arch/*/birth.S`). The supervisor writes them into the pair's verdict before either task
+//! exists. The first pair's tasks are made by the set-up task, every other pair's T by the T of the thread that creates it,
+//! and its U by its own T.
 
-use crate::abi::{Mailbox, STEP_CHECK, STEP_SERVE, Step, T_STEPS, U_STEPS, VaultPage, VerdictPage};
+use crate::abi::{
+    Mailbox, STEP_CHECK, STEP_CLONE_U, STEP_MUST, STEP_SERVE, Step, T_STEPS, U_STEPS, UserDesc, Vault, VaultPage,
+    Verdict,
+};
 use crate::arch::{self, Frame};
+use crate::clone;
 use crate::pair::Layout;
 use crate::seccomp::{self, Lockdown, Program};
-use crate::signal::{self, REPORTED, SigAction, SigSet};
+use crate::setup::OwnFds;
+use crate::signal::{self, NSIG, REPORTED, SIGSEGV, SIGSYS, SigAction, SigSet};
 use crate::sys::{self, CpuSet, Sysno};
 use memoffset::offset_of;
 
-/// What the scripts depend on.
-pub struct Parents {
+/// What the scripts of every pair of a sandbox depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Common {
+    /// Where everything is.
+    pub layout: Layout,
     /// Process id of the supervisor: T and U end if their parent is another.
     pub supervisor: u32,
-    /// The protected descriptors: the first, and the one behind the last.
-    pub fds: (u32, u32),
-    /// The eventfd that both ring when they are born.
-    pub alarm: i32,
-    /// The pipe in which U, born and locked down, waits until the supervisor has seen that it is.
-    pub answer: i32,
+    /// The sandbox's own descriptors.
+    pub fds: OwnFds,
+    /// How U is locked down.
+    pub lockdown: Lockdown,
+    /// Where T and U run.
+    pub cpus: Cpus,
+    /// Whether calls that the guest makes by itself are caught, and the handlers are set to stay.
+    pub dispatch: bool,
+    /// Whether the guest may have handlers of its own.
+    pub signals: bool,
+    /// Soft and hard limit of the size of cores.
+    pub core: [usize; 2],
+}
+
+/// What is different for a thread that the guest creates.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Thread {
+    /// Its thread-local storage, if it was given some: an address in the first two (x86_64), or `struct user_desc`.
+    pub tls: Option<[u32; 4]>,
+    /// Where the kernel stores 0 when it ends; 0 for nowhere.
+    pub clear_tid: usize,
 }
 
 /// Where T and U run.
@@ -30,6 +54,13 @@ pub type Cpus = Option<[CpuSet; 2]>;
 pub fn guest_mask() -> SigSet {
     SigSet::of(&[signal::SIGPIPE, signal::SIGXFSZ])
 }
+
+/// What a task says to the supervisor in [`Verdict::born`].
+pub const BORN_T: u32 = 0;
+/// As [`BORN_T`], of a U that exists.
+pub const BORN_U: u32 = 1;
+/// As [`BORN_T`], of a U that is locked down.
+pub const READY_U: u32 = 2;
 
 /// Appends steps; each is named by its place, which is its exit status on failure.
 struct Script<'a> {
@@ -46,9 +77,13 @@ impl<'a> Script<'a> {
 
     fn push(&mut self, nr: u32, args: [usize; 6], expect: Option<usize>) {
         self.id += 1;
-        let check = if expect.is_some() { STEP_CHECK } else { 0 };
+        let flags = if expect.is_some() { STEP_CHECK } else { 0 };
+        self.flagged(nr, args, flags, expect.unwrap_or(0));
+    }
+
+    fn flagged(&mut self, nr: u32, args: [usize; 6], flags: u32, expect: usize) {
         if let Some(step) = self.steps.next() {
-            *step = Step { nr, check, id: self.id, args, expect: expect.unwrap_or(0), ..Step::default() };
+            *step = Step { nr, flags, id: self.id, args, expect, ..Step::default() };
         }
     }
 
@@ -63,9 +98,9 @@ impl<'a> Script<'a> {
     }
 
     /// What both do first: die with the supervisor, and make sure that it still lives.
-    fn follow(&mut self, parents: &Parents) {
+    fn follow(&mut self, supervisor: u32) {
         self.must(Sysno::prctl, [sys::PR_SET_PDEATHSIG, signal::SIGKILL as usize], 0);
-        self.must(Sysno::getppid, [], parents.supervisor as usize);
+        self.must(Sysno::getppid, [], supervisor as usize);
         // Neither may keep the supervisor from running: no real-time policy (SCHED_OTHER is 0, and so is its priority).
         self.may(Sysno::sched_setscheduler, [0, 0, self.zeros]);
     }
@@ -79,93 +114,150 @@ fn widen<const N: usize>(args: [usize; N]) -> [usize; 6] {
     all
 }
 
-/// Writes both scripts, and what they point to, for a pair at `layout`. `page` is the supervisor's view of the page
-/// that the sandbox will see at `layout.verdict()`.
-pub fn write(page: &mut VerdictPage, layout: &Layout, parents: &Parents, lockdown: Lockdown, cpus: Cpus, start: Frame) {
-    let at = layout.verdict().addr();
-    let one = layout.vault().addr() + offset_of!(VaultPage, one);
+/// Writes both scripts of pair `k`, and what they point to. `page` is the supervisor's view of the memory that the sandbox
+/// sees at `layout.verdict(k)`. `thread` is given for all but the first.
+pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thread>, start: Frame) {
+    let Common { layout, supervisor, fds, lockdown, cpus, .. } = *common;
+    let at = layout.verdict(k).addr();
+    let one = layout.vault().addr() + offset_of!(Vault, page) + offset_of!(VaultPage, one);
+    (page.doorbell_t, page.doorbell_u) = fds.doorbells(k);
     page.t_mask = SigSet::ALL;
     page.names = [*b"ascetic:trusted\0", *b"ascetic:guest\0\0\0"];
-    page.altstack = layout.altstack();
-    page.actions = REPORTED.map(action);
+    page.altstack = layout.altstack(k);
+    page.actions = actions();
     page.start = start;
+    page.born = [BORN_T, BORN_U, READY_U].map(|what| [k as u32, what]);
+    page.limits = [[0, common.core[1]], common.core];
     if let Some(cpus) = cpus {
         page.cpus = cpus;
     }
-    let name = |i: usize| at + offset_of!(VerdictPage, names) + i * 16;
-    let cpu = |i: usize| at + offset_of!(VerdictPage, cpus) + i * size_of::<CpuSet>();
-    let born = [parents.alarm as usize, one, 8];
+    let zeros = at + offset_of!(Verdict, zeros);
+    let limit = |i: usize| at + offset_of!(Verdict, limits) + i * size_of::<[usize; 2]>();
+    let name = |i: usize| at + offset_of!(Verdict, names) + i * 16;
+    let cpu = |i: usize| at + offset_of!(Verdict, cpus) + i * size_of::<CpuSet>();
+    let ring = [fds.alarm as usize, one, 8];
+    let born = |what: u32| [fds.births as usize, at + offset_of!(Verdict, born) + what as usize * 8, 8];
 
-    let zeros = at + offset_of!(VerdictPage, zeros);
     let mut t = Script::new(&mut page.t, zeros);
-    t.follow(parents);
-    t.must(Sysno::rt_sigprocmask, [sys::SIG_SETMASK, at + offset_of!(VerdictPage, t_mask), 0, 8], 0);
+    if thread.is_some() {
+        t.must(Sysno::write, born(BORN_T), 8);
+    }
+    t.follow(supervisor);
+    t.must(Sysno::rt_sigprocmask, [sys::SIG_SETMASK, at + offset_of!(Verdict, t_mask), 0, 8], 0);
     t.must(Sysno::prctl, [sys::PR_SET_TSC, sys::PR_TSC_SIGSEGV], 0);
     t.must(Sysno::prctl, [sys::PR_SET_NO_NEW_PRIVS, 1], 0);
-    t.must(Sysno::setrlimit, [4, zeros], 0); // RLIMIT_CORE
+    t.must(Sysno::setrlimit, [sys::RLIMIT_CORE, limit(0)], 0);
     t.may(Sysno::prctl, [sys::PR_SET_NAME, name(0)]);
     if cpus.is_some() {
         t.must(Sysno::sched_setaffinity, [0, size_of::<CpuSet>(), cpu(0)], 0);
     }
-    t.must(Sysno::write, born, 8);
+    match thread {
+        None => t.must(Sysno::write, ring, 8),
+        Some(_) => {
+            t.id += 1;
+            let args = widen([clone::THREAD.bits(), start_sp(&layout, k)]);
+            t.flagged(Sysno::clone as u32, args, STEP_MUST | STEP_CLONE_U, layout.mailbox(k).addr());
+        }
+    }
     t.push(STEP_SERVE, [0; 6], None);
 
     let mut u = Script::new(&mut page.u, zeros);
-    u.follow(parents);
-    u.must(Sysno::sigaltstack, [at + offset_of!(VerdictPage, altstack)], 0);
-    for (i, sig) in REPORTED.into_iter().enumerate() {
-        let action = at + offset_of!(VerdictPage, actions) + i * size_of::<SigAction>();
+    if thread.is_some() {
+        u.must(Sysno::write, born(BORN_U), 8);
+    }
+    u.follow(supervisor);
+    u.must(Sysno::sigaltstack, [at + offset_of!(Verdict, altstack)], 0);
+    for sig in 1..=NSIG {
+        let which = match sig {
+            SIGSEGV => 1,
+            SIGSYS if common.dispatch => 1,
+            _ if REPORTED.contains(&sig) => 0,
+            signal::SIGKILL | signal::SIGSTOP => continue,
+            _ if common.signals => 2,
+            _ => continue,
+        };
+        let action = at + offset_of!(Verdict, actions) + which * size_of::<SigAction>();
         u.must(Sysno::rt_sigaction, [sig as usize, action, 0, 8], 0);
     }
     u.may(Sysno::prctl, [sys::PR_SET_NAME, name(1)]);
+    u.must(Sysno::setrlimit, [sys::RLIMIT_CORE, limit(1)], 0);
     if cpus.is_some() {
         u.must(Sysno::sched_setaffinity, [0, size_of::<CpuSet>(), cpu(1)], 0);
     }
     u.must(Sysno::prctl, [sys::PR_SET_NO_NEW_PRIVS, 1], 0);
-    // Until the set-up task is gone, and T born: nobody else runs in this address space any more.
-    let go = at + offset_of!(VerdictPage, go);
-    u.may(Sysno::futex, [go, sys::FUTEX_WAIT]);
-    u.must(Sysno::futex, [go, sys::FUTEX_WAIT], (-sys::EAGAIN) as isize as usize); // it is 1
+    for (call, args) in
+        arch::segment_calls(layout.state(k).addr(), thread.and_then(|thread| thread.tls), |desc: [UserDesc; 2]| {
+            page.segments = desc;
+            at + offset_of!(Verdict, segments)
+        })
+        .into_iter()
+        .flatten()
+    {
+        u.must(call, args, 0);
+    }
+    if let Some(thread) = thread {
+        u.may(Sysno::set_tid_address, [thread.clear_tid]);
+        if lockdown != Lockdown::Strict {
+            u.may(Sysno::prctl, [sys::PR_SET_TSC, sys::PR_TSC_ENABLE]); // its T, whose child it is, gave it up
+        }
+    } else {
+        // Until the set-up task is gone, and T born: nobody else runs in this address space any more.
+        let go = at + offset_of!(Verdict, go);
+        u.may(Sysno::futex, [go, sys::FUTEX_WAIT]);
+        u.must(Sysno::futex, [go, sys::FUTEX_WAIT], (-sys::EAGAIN) as isize as usize); // it is 1
+    }
+    if common.dispatch {
+        let (from, len) = arch::gates();
+        let selector = layout.state(k).addr() + offset_of!(crate::untrusted::State, selector);
+        u.must(Sysno::prctl, [sys::PR_SET_SYSCALL_USER_DISPATCH, sys::PR_SYS_DISPATCH_ON, from, len, selector], 0);
+    }
     match lockdown {
         Lockdown::Strict => u.must(Sysno::prctl, [sys::PR_SET_SECCOMP, seccomp::MODE_STRICT], 0),
         Lockdown::Filter { read, write } => {
-            let (insns, len) = seccomp::filter(read, write, parents.fds);
+            let (insns, len) = seccomp::filter(read, write, fds.range());
             page.filter = insns;
-            page.program = Program { len: len as u16, insns: at + offset_of!(VerdictPage, filter) };
-            let program = at + offset_of!(VerdictPage, program);
+            page.program = Program { len: len as u16, insns: at + offset_of!(Verdict, filter) };
+            let program = at + offset_of!(Verdict, program);
             u.must(Sysno::prctl, [sys::PR_SET_SECCOMP, seccomp::MODE_FILTER, program], 0);
         }
     }
-    u.must(Sysno::write, born, 8);
-    // No guest code before the ring was heard: it could take it back.
-    let scratch = layout.mailbox().addr() + offset_of!(Mailbox, scratch);
-    u.must(Sysno::read, [parents.answer as usize, scratch, 1], 1);
+    let scratch = layout.mailbox(k).addr() + offset_of!(Mailbox, scratch);
+    if thread.is_some() {
+        u.must(Sysno::write, born(READY_U), 8);
+        u.must(Sysno::read, [page.doorbell_u as usize, scratch, 8], 8);
+    } else {
+        u.must(Sysno::write, ring, 8);
+        // No guest code before the ring was heard: it could take it back.
+        u.must(Sysno::read, [fds.answer as usize, scratch, 1], 1);
+    }
     u.push(arch::NR_SIGRETURN as u32, [0; 6], None);
 }
 
-/// The handler of one signal: on the alternate stack, with everything blocked but faults, so that a fault in the
-/// reporter is seen. Reset on entry, so that the signal can be handed on; SIGSEGV stays, because `rdtsc` is one.
-fn action(sig: i32) -> SigAction {
+/// The handlers: on the alternate stack, with everything blocked but faults, so that a fault in the reporter is seen.
+/// First those that are reset on entry, so that the signal can be handed on; then those that are not, because `rdtsc` is
+/// a SIGSEGV and a caught call a SIGSYS; then that of signals which are nothing but the guest's.
+fn actions() -> [SigAction; 3] {
     let faults = [signal::SIGSEGV, signal::SIGBUS, signal::SIGILL, signal::SIGFPE, signal::SIGTRAP, signal::SIGSYS];
-    let reset = if sig == signal::SIGSEGV { 0 } else { signal::SA_RESETHAND };
-    SigAction {
+    let action = |reset| SigAction {
         handler: arch::asc_fault_entry as *const () as usize,
         flags: signal::SA_ONSTACK | signal::SA_RESTORER | arch::SA_FRAME | reset,
         restorer: arch::asc_restore as *const () as usize,
         mask: SigSet::of(&faults).complement(),
-    }
+    };
+    [action(signal::SA_RESETHAND), action(0), action(0)]
 }
 
 /// The call that a birth's exit status names; `None` if it names none.
-pub fn failed_step(page: &VerdictPage, trusted: bool, status: u8) -> Option<Sysno> {
+pub fn failed_step(page: &Verdict, trusted: bool, status: u8) -> Option<Sysno> {
     let steps: &[Step] = if trusted { &page.t } else { &page.u };
     let step = steps.iter().find(|step| step.id == u32::from(status))?;
     Sysno::new(step.nr as usize)
 }
 
 /// Stack pointer of U while its script runs: where its last call, the sigreturn, finds the frame.
-pub fn start_sp(layout: &Layout) -> usize {
-    layout.verdict().addr() + offset_of!(VerdictPage, start)
+pub fn start_sp(layout: &Layout, k: usize) -> usize {
+    layout.verdict(k).addr() + offset_of!(Verdict, start)
 }
 
-static_assertions::const_assert!(T_STEPS >= 13 && U_STEPS >= 22);
+// The longest: all signals but two, and what else there is.
+static_assertions::const_assert!(T_STEPS >= 13 && U_STEPS >= NSIG as usize - 2 + 20);

@@ -96,6 +96,9 @@ assert_not_impl_any!(CloneFlags<Shared, Shared, Shared>: TrustedTask);
 /// The flags of T and of U: they share everything but handlers, and the supervisor is their parent.
 pub const PAIR: CloneFlags<Shared, Own, Own> = CloneFlags::new().vm().files().sibling().announced();
 
+/// The flags of the T and the U of a thread: the same, made by a T, which announces nobody: they announce themselves.
+pub const THREAD: CloneFlags<Shared, Own, Own> = CloneFlags::new().vm().files().sibling();
+
 const_assert!(PAIR.bits() & CLONE_VM != 0);
 const_assert!(PAIR.bits() & CLONE_SIGHAND == 0);
 const_assert!(PAIR.bits() & CLONE_THREAD == 0);

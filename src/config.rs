@@ -36,7 +36,7 @@ pub enum Placement {
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
     /// What T may do for the guest.
-    pub policy: &'a Policy,
+    pub policy: &'a Policy<'a>,
     /// The guest's stack for [`spawn`](crate::sandbox::spawn), in bytes. [`enter`](crate::sandbox::enter) keeps the
     /// caller's.
     pub stack: usize,
@@ -54,9 +54,12 @@ pub struct Config<'a> {
     pub placement: Placement,
     /// How often T and U look before they sleep; `None` for [`DEFAULT_SPIN`] when apart, else 0.
     pub spin: Option<u32>,
+    /// Whether calls that guest code makes itself, as an ordinary program does, are caught and brokered (syscall user
+    /// dispatch, since Linux 5.11). Without it, guest code uses [`untrusted::call`](crate::untrusted::call).
+    pub dispatch: bool,
     /// For [`enter`](crate::sandbox::enter): called in the supervising process when the guest has ended, before that
     /// process ends, too.
-    pub report: Option<fn(&Sandbox, &Outcome)>,
+    pub report: Option<fn(&Sandbox<'_>, &Outcome)>,
     /// For [`enter`](crate::sandbox::enter): how long the guest may run.
     pub deadline: Option<Duration>,
     /// Defences to leave out.
@@ -66,7 +69,7 @@ pub struct Config<'a> {
 
 impl<'a> Config<'a> {
     /// A sandbox under `policy`: strict mode, no descriptors, a stack of [`DEFAULT_STACK`].
-    pub fn new(policy: &'a Policy) -> Self {
+    pub fn new(policy: &'a Policy<'a>) -> Self {
         Self {
             policy,
             stack: DEFAULT_STACK,
@@ -76,6 +79,7 @@ impl<'a> Config<'a> {
             lockdown: Lockdown::Strict,
             placement: Placement::Auto,
             spin: None,
+            dispatch: false,
             report: None,
             deadline: None,
             #[cfg(feature = "experiments")]
@@ -92,6 +96,11 @@ pub(crate) fn check(config: &Config<'_>) -> Result<(), Error> {
     if let Some(fd) = config.crash.filter(|fd| *fd < 0 || !sys::is_open(*fd)) {
         return Err(Error::ClosedCrashDescriptor { fd });
     }
+    // SAFETY: turns off what is not on.
+    let dispatch = || unsafe { sys::prctl(sys::PR_SET_SYSCALL_USER_DISPATCH, 0) };
+    if config.dispatch && dispatch().is_err() {
+        return Err(Error::NoDispatch);
+    }
     // SAFETY: asks only. A task in strict mode would not get this far.
     match unsafe { sys::prctl(sys::PR_GET_SECCOMP, 0) } {
         Err(Errno::EINVAL) => Err(Error::NoSeccomp),
@@ -107,7 +116,7 @@ pub(crate) fn place(config: &Config<'_>) -> Result<(birth::Cpus, u32), Error> {
     let allowed = sys::affinity().map_err(Error::of(Sysno::sched_getaffinity))?;
     let count = allowed.iter().count();
     let apart = match config.placement {
-        Placement::Auto => count >= 2 * (live() + 1),
+        Placement::Auto => config.policy.limits_of().threads == 1 && count >= 2 * (live() + 1),
         Placement::Apart if count < 2 => return Err(Error::Placement),
         Placement::Apart => true,
         Placement::Together => false,
@@ -120,6 +129,20 @@ pub(crate) fn place(config: &Config<'_>) -> Result<(birth::Cpus, u32), Error> {
     let next = around.next().unwrap_or(here);
     let cpus = if apart { [CpuSet::one(next), CpuSet::one(here)] } else { [CpuSet::one(here); 2] };
     Ok((Some(cpus), spin_limit(config, if apart { DEFAULT_SPIN } else { 0 }, if apart { count } else { 1 })))
+}
+
+/// Where the tasks of pair `k` run, given where those of the first do: both where the first's are, if these are two, and
+/// else together on the next CPU for each.
+pub(crate) fn spread(first: [CpuSet; 2], k: usize) -> [CpuSet; 2] {
+    let (t, u) = (first[0].iter().next(), first[1].iter().next());
+    let Ok(allowed) = sys::affinity() else { return first };
+    match (t, u) {
+        (Some(t), Some(u)) if t == u => {
+            let count = allowed.iter().count().max(1);
+            [CpuSet::one(allowed.starting_at(u).nth(k % count).unwrap_or(u)); 2]
+        }
+        _ => first,
+    }
 }
 
 fn spin_limit(config: &Config<'_>, default: u32, cpus: usize) -> u32 {

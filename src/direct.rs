@@ -10,7 +10,7 @@
 //!
 //! [`Policy::direct`]: crate::policy::Policy::direct
 
-use crate::abi::ROW_SMALL;
+use crate::abi::{ROW_FUTEX, ROW_SMALL};
 use crate::sys::Sysno;
 
 /// One call of the list.
@@ -18,8 +18,8 @@ use crate::sys::Sysno;
 pub struct Direct {
     /// The call.
     pub call: Sysno,
-    /// Conditions of its row: bit `i` is set when argument `i` is a descriptor, where protected ones are refused; and
-    /// [`ROW_SMALL`].
+    /// Conditions of its row: bit `i` is set when argument `i` is a descriptor, where protected ones are refused;
+    /// [`ROW_SMALL`]; [`ROW_FUTEX`].
     pub row: u32,
     /// Why T may make it on registers alone.
     pub reason: &'static str,
@@ -73,6 +73,7 @@ pub const DIRECT: &[Direct] = &[
     d(Sysno::getdents64, FD, "lists a folder that the guest holds; fills memory"),
     d(Sysno::sendfile, FD_FD, "as read and write"),
     d(Sysno::poll, 0, "looks at descriptors; a doorbell may be looked at"),
+    d(Sysno::futex, ROW_FUTEX, "waits for and wakes by guest memory; never by the vault's; no priority inheritance"),
     // The table of descriptors.
     d(Sysno::close, FD, "of the guest's own; the sandbox's are refused"),
     d(Sysno::dup, FD, "as close"),
@@ -110,6 +111,8 @@ pub const DIRECT: &[Direct] = &[
     d(Sysno::fstatfs64, FD, "as fstatfs"),
     #[cfg(target_arch = "x86")]
     d(Sysno::ftruncate64, FD, "as ftruncate"),
+    #[cfg(target_arch = "x86")]
+    d(Sysno::futex_time64, ROW_FUTEX, "as futex"),
     #[cfg(target_arch = "x86")]
     d(Sysno::sendfile64, FD_FD, "as sendfile"),
 ];

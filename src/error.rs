@@ -57,6 +57,17 @@ pub enum Error {
     AlreadyStrict,
     /// Two CPUs were asked for and one is available, or a CPU that the caller may not use.
     Placement,
+    /// A root of the policy cannot be opened, or is of a proc file system (`EPERM`).
+    Root {
+        /// Its number in the policy.
+        number: usize,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// The policy has roots, and the kernel has no `openat2` (Linux 5.6).
+    NoOpenat2,
+    /// Calls are to be caught, and the kernel has no syscall user dispatch (Linux 5.11).
+    NoDispatch,
     /// A system call of the supervisor failed.
     Supervisor {
         /// The call.
@@ -105,8 +116,14 @@ impl Error {
             | Self::Found { .. }
             | Self::FilterInForce
             | Self::AlreadyStrict
-            | Self::Placement => Party::Embedder,
-            Self::NoSeccomp | Self::Supervisor { .. } | Self::Setup { .. } | Self::Birth { .. } => Party::Kernel,
+            | Self::Placement
+            | Self::Root { .. } => Party::Embedder,
+            Self::NoSeccomp
+            | Self::NoOpenat2
+            | Self::NoDispatch
+            | Self::Supervisor { .. }
+            | Self::Setup { .. }
+            | Self::Birth { .. } => Party::Kernel,
             Self::Died { .. } => Party::Runtime,
         }
     }
@@ -131,6 +148,14 @@ impl fmt::Display for Error {
             ),
             Self::AlreadyStrict => f.write_str("the caller is in seccomp strict mode already"),
             Self::Placement => f.write_str("placement asks for CPUs that the caller may not use"),
+            Self::Root { number, errno: Errno::EPERM } => {
+                write!(f, "root {number} of the policy is of a proc file system, which leads to the memory of processes")
+            }
+            Self::Root { number, errno } => write!(f, "root {number} of the policy cannot be opened: {errno}"),
+            Self::NoOpenat2 => f.write_str("this kernel has no openat2 (Linux 5.6), without which paths can be raced"),
+            Self::NoDispatch => f.write_str(
+                "this kernel has no syscall user dispatch (Linux 5.11): leave Config::dispatch off and use untrusted::call",
+            ),
             Self::Supervisor { call, errno } => write!(f, "{}: {errno}", call.name()),
             Self::Setup { stage, errno } => write!(f, "set-up, {}: {errno}", stage.describe()),
             Self::Birth { task, call, errno } => write!(f, "birth of the {task}, {}: {errno}", call.name()),

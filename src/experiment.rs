@@ -1,8 +1,8 @@
 //! Defences to leave out, one by one, so that tests can show what each is worth. Only with the feature `experiments`.
 
-use crate::abi::{Mailbox, PAGE, STEP_SERVE, Step, VaultPage, VerdictPage};
+use crate::abi::{Mailbox, STEP_SERVE, Step, VaultPage, Verdict};
 use crate::clone::CloneFlags;
-use crate::pair::Layout;
+use crate::pair::{Layout, from_state};
 use crate::setup::Plan;
 use crate::signal::{AltStack, SigSet};
 use crate::sys::{self, Sysno};
@@ -49,11 +49,11 @@ fn stacks(layout: &Layout) -> (AltStack, usize) {
 /// Makes a step do nothing.
 fn skip(step: &mut Step) {
     step.nr = Sysno::getppid as u32;
-    step.check = 0;
+    step.flags = 0;
 }
 
 impl Weaken {
-    pub(crate) fn apply(&self, vault: &mut VaultPage, page: &mut VerdictPage, layout: &Layout) {
+    pub(crate) fn apply(&self, vault: &mut VaultPage, page: &mut Verdict, layout: &Layout) {
         if self.no_vault_check {
             vault.vault_len = 0;
         }
@@ -65,7 +65,7 @@ impl Weaken {
         }
         if self.altstack {
             page.t_altstack = stacks(layout).0;
-            let at = layout.verdict().addr() + offset_of!(VerdictPage, t_altstack);
+            let at = layout.verdict(0).addr() + offset_of!(Verdict, t_altstack);
             if let Some(end) = page.t.iter().position(|step| step.nr == STEP_SERVE) {
                 page.t.copy_within(end..=end, end + 1);
                 page.t[end] = Step { nr: Sysno::sigaltstack as u32, args: [at, 0, 0, 0, 0, 0], ..Step::default() };
@@ -106,19 +106,33 @@ pub fn vault() -> (usize, usize) {
     unsafe { (*untrusted::state()).fault.vault() }
 }
 
-/// In a guest: T's base page and the verdict page.
-pub fn pages() -> (*mut VaultPage, *mut VerdictPage) {
-    let (from, _) = vault();
-    ((from + 2 * PAGE) as *mut VaultPage, (from + 3 * PAGE) as *mut VerdictPage)
+/// In a guest: T's base page and its verdict.
+pub fn pages() -> (*mut VaultPage, *mut Verdict) {
+    let state = untrusted::state();
+    // SAFETY: a guest's state is mapped.
+    let k = unsafe { (*state).pair };
+    (from_state::vault(state, k).cast::<VaultPage>().cast_mut(), from_state::verdict(state, k).cast_mut())
 }
-
-pub use crate::setup::OWN_FDS;
 
 /// In a guest: the first of the sandbox's own descriptors.
 pub fn first_own_fd() -> i32 {
     // SAFETY: a guest's state is mapped.
-    unsafe { (*untrusted::state()).doorbell_t }
+    unsafe { (*untrusted::state()).alarm }
 }
+
+/// In a guest with one thread and no roots: how many descriptors the sandbox has of its own.
+pub const OWN_FDS: usize = crate::setup::MADE + 2;
+
+/// In a guest: T's doorbell, and U's.
+pub fn doorbells() -> (i32, i32) {
+    // SAFETY: a guest's state is mapped.
+    unsafe { ((*untrusted::state()).doorbell_t, (*untrusted::state()).doorbell_u) }
+}
+
+/// The broker believes a mailbox that says that its T asks, and does not ask the kernel.
+pub static BELIEVE_MAILBOX: AtomicBool = AtomicBool::new(false);
+/// The broker believes what a message about a birth says, whoever sent it.
+pub static BELIEVE_BIRTHS: AtomicBool = AtomicBool::new(false);
 
 /// In a guest: what it believes the turn word to be, to forge the next request.
 pub fn turn() -> *mut u32 {

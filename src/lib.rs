@@ -35,8 +35,10 @@ pub mod abi;
 pub mod arch;
 mod audit;
 pub mod birth;
+pub mod broker;
 pub mod clone;
 mod config;
+pub mod deep;
 pub mod direct;
 pub mod error;
 #[cfg(feature = "experiments")]
@@ -50,5 +52,6 @@ pub mod seccomp;
 mod setup;
 pub mod signal;
 pub mod sys;
+mod task;
 pub mod trusted;
 pub mod untrusted;

@@ -1,17 +1,19 @@
 //! Making a sandbox: everything up to the fork, and the fork.
 
-use crate::abi::{Mailbox, PAGE, VaultPage, VerdictPage};
+use crate::abi::{FUTEX_OPS, Mailbox, PAGE, STRIDE, Vault, VaultPage, Vector, Verdict};
 use crate::arch::{Context, Frame};
-use crate::birth::{self, Parents};
+use crate::birth::{self, Common};
+use crate::broker::Books;
+use crate::broker::decide::{O_DIRECTORY, O_PATH};
 use crate::clone;
 use crate::config::{self, Config, RECORD_MAX};
 use crate::error::Error;
 use crate::fault::tsc::Scale;
-use crate::pair::{Layout, VAULT_PAGES};
-use crate::policy::Policy;
-use crate::setup::{self, OWN_FDS, OwnFds, Plan};
+use crate::pair::Layout;
+use crate::policy::{Policy, ROOTS, Root};
+use crate::setup::{self, MADE, OwnFds, Plan};
 use crate::signal::SigSet;
-use crate::sys::{self, Sysno};
+use crate::sys::{self, Errno, Sysno};
 use crate::trusted::{self, Entry};
 use crate::untrusted::{self, State};
 use spin::Mutex;
@@ -41,7 +43,17 @@ unsafe impl<T> Send for View<T> {}
 impl<T> View<T> {
     /// Maps `len` bytes of a memfd. Under [`FORKS`], so that no sandbox is forked before it is marked.
     fn map(fd: i32, len: usize) -> Result<Self, Error> {
-        let addr = sys::map_shared(len, sys::PROT_READ | sys::PROT_WRITE, fd).map_err(Error::of(Sysno::mmap))?;
+        Self::keep(sys::map_shared(len, sys::PROT_READ | sys::PROT_WRITE, fd), len)
+    }
+
+    /// Maps memory of zeros. Under [`FORKS`].
+    fn fresh() -> Result<Self, Error> {
+        let len = size_of::<T>().next_multiple_of(PAGE);
+        Self::keep(sys::map_private(len, sys::PROT_READ | sys::PROT_WRITE), len)
+    }
+
+    fn keep(mapped: sys::Result<usize>, len: usize) -> Result<Self, Error> {
+        let addr = mapped.map_err(Error::of(Sysno::mmap))?;
         let view = Self { at: addr as *mut T, len, owner: sys::pids().0 };
         sys::dont_fork(addr, len).map_err(Error::of(Sysno::madvise))?;
         Ok(view)
@@ -61,8 +73,24 @@ impl<T> Drop for View<T> {
 #[repr(C)]
 pub(crate) struct VaultView {
     code: [u8; PAGE],
-    vault: VaultPage,
-    pub(crate) verdict: VerdictPage,
+    pub(crate) vault: Vault,
+    /// The first pair's; the others' follow.
+    first: Verdict,
+}
+
+impl View<VaultView> {
+    /// The verdict of pair `k`.
+    pub(crate) fn verdict(&self, k: usize) -> *mut Verdict {
+        // SAFETY: the address of a field of the mapping.
+        unsafe { &raw mut (*self.at).first }.wrapping_add(k)
+    }
+}
+
+impl View<Mailbox> {
+    /// The mailbox of pair `k`.
+    pub(crate) fn mailbox(&self, k: usize) -> *mut Mailbox {
+        self.at.wrapping_byte_add(k * STRIDE)
+    }
 }
 
 impl core::fmt::Debug for VaultView {
@@ -88,32 +116,32 @@ extern "C" fn no_entry(_: usize) -> i32 {
 /// Everything that is made before the fork.
 pub(crate) struct Made {
     vault_fd: Fd,
-    mailbox_fd: Fd,
+    mailboxes_fd: Fd,
     pub(crate) vault: View<VaultView>,
-    pub(crate) mailbox: View<Mailbox>,
-    doorbell_t: Fd,
-    doorbell_u: Fd,
+    pub(crate) mailboxes: View<Mailbox>,
+    pub(crate) books: View<Books>,
     pub(crate) alarm: Fd,
     pub(crate) crash: Option<Fd>,
     probe: (Fd, Fd),
     pub(crate) answer: (Fd, Fd),
+    /// The supervisor's end, and the sandbox's.
+    pub(crate) births: (Fd, Fd),
+    pub(crate) roots: [Option<Fd>; ROOTS],
 }
 
 impl Made {
-    fn new(config: &Config<'_>) -> Result<Self, Error> {
-        let vault_len = VAULT_PAGES * PAGE;
+    fn new(config: &Config<'_>, layout: &Layout) -> Result<Self, Error> {
         let memfd = |name, len, exec| sys::memfd(name, len, exec).map(Fd).map_err(Error::of(Sysno::memfd_create));
         let seal = |fd: &Fd, seals| sys::seal(fd.0, seals).map_err(Error::of(Sysno::fcntl));
-        let eventfd = |blocking| sys::eventfd(blocking).map(Fd).map_err(Error::of(Sysno::eventfd2));
-        let vault_fd = memfd(c"ascetic-vault", vault_len, true)?;
-        let vault = View::map(vault_fd.0, vault_len)?;
+        let vault_fd = memfd(c"ascetic-vault", layout.vault_len(), true)?;
+        let vault = View::map(vault_fd.0, layout.vault_len())?;
         let seals = sys::SEAL_SIZE | sys::SEAL_FUTURE_WRITE;
         #[cfg(feature = "experiments")]
         let seals = if config.weaken.no_seal { sys::SEAL_SIZE } else { seals };
         seal(&vault_fd, seals)?;
-        let mailbox_fd = memfd(c"ascetic-mailbox", PAGE, false)?;
-        let mailbox = View::map(mailbox_fd.0, PAGE)?;
-        seal(&mailbox_fd, sys::SEAL_SIZE)?;
+        let mailboxes_fd = memfd(c"ascetic-mailboxes", layout.mailboxes_len(), false)?;
+        let mailboxes = View::map(mailboxes_fd.0, layout.mailboxes_len())?;
+        seal(&mailboxes_fd, sys::SEAL_SIZE)?;
         let crash = match config.crash {
             Some(fd) => {
                 sys::set_nonblocking(fd).map_err(|_| Error::ClosedCrashDescriptor { fd })?;
@@ -129,18 +157,44 @@ impl Made {
         let probe = sys::pipe().map(pair).map_err(Error::of(Sysno::pipe2))?;
         let answer = sys::blocking_pipe().map(pair).map_err(Error::of(Sysno::pipe2))?;
         sys::set_nonblocking(answer.1.0).map_err(Error::of(Sysno::fcntl))?;
+        let mut roots = [const { None }; ROOTS];
+        for (i, root) in config.policy.roots() {
+            roots[i] = Some(open_root(i, root)?);
+        }
         Ok(Self {
             vault_fd,
-            mailbox_fd,
+            mailboxes_fd,
             vault,
-            mailbox,
-            doorbell_t: eventfd(true)?,
-            doorbell_u: eventfd(true)?,
-            alarm: eventfd(false)?, // the guest may take back its ring: whoever reads must not wait
+            mailboxes,
+            books: View::fresh()?,
+            alarm: sys::eventfd(false).map(Fd).map_err(Error::of(Sysno::eventfd2))?, // the guest may ring without end
             crash,
             probe,
             answer,
+            births: sys::credential_pair().map(pair).map_err(Error::of(Sysno::socketpair))?,
+            roots,
         })
+    }
+}
+
+/// Opens a root's folder, or the folder that its one file is in.
+fn open_root(number: usize, root: &Root<'_>) -> Result<Fd, Error> {
+    const CWD: i32 = crate::broker::decide::AT_FDCWD;
+    let how = |flags: usize| crate::abi::OpenHow { flags: flags as u64, mode: 0, resolve: 0 };
+    let mut folder = [0u8; crate::broker::path::PATH];
+    let path = root.path.to_bytes();
+    let end = if root.exact { path.iter().rposition(|byte| *byte == b'/').unwrap_or(0).max(1) } else { path.len() };
+    let bad = |errno| Error::Root { number, errno };
+    folder.get_mut(..end).ok_or(bad(Errno::ENAMETOOLONG))?.copy_from_slice(&path[..end]);
+    let path = core::ffi::CStr::from_bytes_until_nul(&folder).map_err(|_| bad(Errno::ENAMETOOLONG))?;
+    let fd = match sys::openat2(CWD, path, &how(O_PATH | O_DIRECTORY | sys::O_CLOEXEC)) {
+        Err(Errno::ENOSYS) => return Err(Error::NoOpenat2),
+        other => Fd(other.map_err(bad)?),
+    };
+    match sys::is_on_proc(fd.0) {
+        Ok(false) => Ok(fd),
+        Ok(true) => Err(bad(Errno::EPERM)),
+        Err(errno) => Err(bad(errno)),
     }
 }
 
@@ -150,47 +204,51 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
     config::check(config)?;
     let (cpus, spin) = config::place(config)?;
     let supervisor = sys::pids().0;
+    let (roots, pairs) = (config.policy.roots_len(), config.policy.limits_of().threads as usize);
     let highest = config.keep.iter().copied().max().unwrap_or(2).max(2);
-    let fd_lo = highest.checked_add(1).filter(|lo| lo.checked_add(2 * OWN_FDS as i32).is_some());
+    let most = (2 * (MADE + roots) + 2 * pairs) as i32;
+    let fd_lo = highest.checked_add(1).filter(|lo| lo.checked_add(most).is_some());
     let fd_lo = fd_lo.ok_or(Error::ClosedDescriptor { fd: highest })?;
 
-    let layout = Layout::reserve(config.stack)?;
+    let layout = Layout::reserve(pairs, config.stack)?;
     let forked = (|| {
         let _guard = FORKS.lock();
-        let made = Made::new(config)?;
-        let own = OwnFds {
-            doorbell_t: made.doorbell_t.0,
-            doorbell_u: made.doorbell_u.0,
-            alarm: made.alarm.0,
-            crash: config.crash.or(made.crash.as_ref().map(|fd| fd.0)).unwrap_or(-1),
-            probe_read: made.probe.0.0,
-            probe_write: made.probe.1.0,
-            answer: made.answer.0.0,
-        };
-        let inside = OwnFds::from(fd_lo);
-        let parents = Parents {
+        let made = Made::new(config, &layout)?;
+        let own = OwnFds::from(fd_lo, roots, pairs);
+        let common = Common {
+            layout,
             supervisor,
-            fds: (fd_lo as u32, (fd_lo as usize + OWN_FDS) as u32),
-            alarm: inside.alarm,
-            answer: inside.answer,
+            fds: own,
+            lockdown: config.lockdown,
+            cpus,
+            dispatch: config.dispatch,
+            signals: config.policy.has_signals(),
+            core: sys::limit(0, sys::RLIMIT_CORE, None).map_err(Error::of(Sysno::prlimit64))?,
         };
         // SAFETY: the views were just mapped, at their full size, and the reservation with its state is new.
         unsafe {
-            fill_state(&layout, &inside, spin, start);
+            fill_state(&layout, &own, spin, start, config);
             let vault = &mut *made.vault.at;
             vault.code.iter_mut().zip(trusted::code()).for_each(|(to, from)| *to = *from);
-            fill_vault(&mut vault.vault, &layout, config.policy, &inside, spin);
+            fill_vault(&mut vault.vault.page, &layout, config.policy, &own, spin);
             let frame = frame(&layout, start);
-            birth::write(&mut vault.verdict, &layout, &parents, config.lockdown, cpus, frame);
+            birth::write(&mut vault.first, 0, &common, None, frame);
             #[cfg(feature = "experiments")]
-            config.weaken.apply(&mut vault.vault, &mut vault.verdict, &layout);
+            config.weaken.apply(&mut vault.vault.page, &mut vault.first, &layout);
+            (*made.books.at).start(&common);
         }
+        let crash = config.crash.or(made.crash.as_ref().map(|fd| fd.0)).unwrap_or(-1);
+        let mut list = [-1; MADE + ROOTS];
+        let fds = [made.alarm.0, crash, made.probe.0.0, made.probe.1.0, made.answer.0.0, made.births.1.0];
+        let fds = fds.into_iter().chain(made.roots.iter().flatten().map(|fd| fd.0));
+        list.iter_mut().zip(fds).for_each(|(to, from)| *to = from);
         let plan = Plan {
             layout,
             vault: made.vault_fd.0,
-            mailbox: made.mailbox_fd.0,
+            mailboxes: made.mailboxes_fd.0,
+            made: &list[..MADE + roots],
+            crash,
             own,
-            fd_lo,
             keep: config.keep,
             share: config.share,
             supervisor,
@@ -220,12 +278,12 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
 }
 
 /// T's stack pointer for the few instructions between its clone and its poisoning: not a mapped address either.
-const POISON: usize = 1;
+pub(crate) const POISON: usize = 1;
 
 /// # Safety
 ///
 /// The reservation is new, and its state is writable.
-unsafe fn fill_state(layout: &Layout, inside: &OwnFds, spin: u32, start: Start<'_>) {
+unsafe fn fill_state(layout: &Layout, own: &OwnFds, spin: u32, start: Start<'_>, config: &Config<'_>) {
     let (entry, arg) = match start {
         Start::Call { entry, arg } => (entry, arg),
         Start::Resume { .. } => (no_entry as extern "C" fn(usize) -> i32, 0),
@@ -234,59 +292,67 @@ unsafe fn fill_state(layout: &Layout, inside: &OwnFds, spin: u32, start: Start<'
     // SAFETY: the caller says that the memory is writable; it is zero, which is valid for everything not set here but
     // the entry, which is set without being looked at.
     unsafe {
-        let state: *mut State = layout.state();
+        let state: *mut State = layout.state(0);
         (&raw mut (*state).entry).write(entry);
-        (&raw mut (*state).mailbox).write(layout.mailbox());
+        (&raw mut (*state).mailbox).write(layout.mailbox(0));
+        (&raw mut (*state).this).write(state);
         let state = &mut *state;
         state.arg = arg;
-        state.doorbell_t = inside.doorbell_t;
-        state.doorbell_u = inside.doorbell_u;
-        state.alarm = inside.alarm;
-        state.crash = inside.crash;
-        state.probe_read = inside.probe_read;
-        state.probe_write = inside.probe_write;
-        state.answer = inside.answer;
+        (state.doorbell_t, state.doorbell_u) = (own.doorbells(0).0 as i32, own.doorbells(0).1 as i32);
+        state.alarm = own.alarm;
+        state.crash = own.crash;
+        state.probe_read = own.probe_read;
+        state.probe_write = own.probe_write;
+        state.answer = own.answer;
         state.spin = spin;
+        state.dispatch = config.dispatch;
+        state.threads = layout.pairs() > 1;
         state.look_away_most = if spin > 0 { config::look_away() } else { 0 };
         state.look_away = state.look_away_most;
         let bounds = layout.bounds(0, 0);
         state.fault.prepare(
             (stack, stack + stack_len),
-            layout.altstack(),
+            layout.altstack(0),
             (bounds.vault_lo, bounds.vault_lo + bounds.vault_len),
         );
     }
 }
 
-fn fill_vault(page: &mut VaultPage, layout: &Layout, policy: &Policy, inside: &OwnFds, spin: u32) {
-    let bounds = layout.bounds(inside.list()[0] as u32, OWN_FDS as u32);
+fn fill_vault(page: &mut VaultPage, layout: &Layout, policy: &Policy<'_>, own: &OwnFds, spin: u32) {
+    let (fd_lo, fd_behind) = own.range();
+    let bounds = layout.bounds(fd_lo, fd_behind - fd_lo);
     *page = VaultPage {
         vault_lo: bounds.vault_lo,
         vault_len: bounds.vault_len,
         fd_lo: bounds.fd_lo,
         fd_len: bounds.fd_len,
         spin,
-        doorbell_t: inside.doorbell_t as u32,
-        doorbell_u: inside.doorbell_u as u32,
-        default_errno: policy.errno_beyond(),
+        alarm: own.alarm as u32,
         mxcsr: 0x1f80,
-        pad: 0,
+        futex_ops: FUTEX_OPS,
+        patience: [0, PATIENCE],
         one: 1,
+        second: Vector([0, 1, 0, 0]),
         table: *policy.rows(),
     };
 }
+
+/// Nanoseconds for which T waits before it rings again.
+const PATIENCE: usize = 100_000_000;
 
 /// # Safety
 ///
 /// The guest's stack is writable.
 unsafe fn frame(layout: &Layout, start: Start<'_>) -> Frame {
     let (stack, len) = layout.stack();
-    match start {
+    let mut frame = match start {
         // SAFETY: the caller's.
         Start::Call { .. } => unsafe {
             let f = untrusted::start as *const () as usize;
-            Frame::call(f, layout.state().addr(), stack + len, birth::guest_mask(), layout.altstack())
+            Frame::call(f, layout.state(0).addr(), stack + len, birth::guest_mask(), layout.altstack(0))
         },
-        Start::Resume { context } => Frame::resume(context, birth::guest_mask(), layout.altstack()),
-    }
+        Start::Resume { context } => Frame::resume(context, birth::guest_mask(), layout.altstack(0)),
+    };
+    frame.set_state_segment();
+    frame
 }

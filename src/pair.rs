@@ -1,15 +1,16 @@
-//! A pair's memory: one reservation, made by the supervisor and inherited by the sandbox at the same addresses.
+//! The memory of a sandbox and its pairs: one reservation, made by the supervisor and inherited at the same addresses.
 //!
 //! ```text
-//! low   guard   T's code   vault page   verdict page   guard     the vault: sealed memfd, read-only (code: executable)
-//!       mailbox                                                  memfd shared with the supervisor
-//!       guest state                                              private: U's runtime and reporter
-//!       guard   alternate stack                                  private: where U's handlers run
-//!       guard   stack                                            private: where guest code runs
-//! high  guard
+//! low   guard   T's code   vault   a verdict for each pair   guard     sealed memfd, read-only (code: executable)
+//!       a mailbox for each pair                                        memfd shared with the supervisor
+//!       for each pair: state   guard   alternate stack   guard         private: U's runtime, and where its handlers run
+//!       stack   guard                                                  private: where the first pair's guest code runs
+//! high
 //! ```
+//!
+//! There are addresses for [`PAIRS`] pairs at fixed distances, and memory for as many as the policy allows.
 
-use crate::abi::{Mailbox, PAGE, VaultPage, VerdictPage};
+use crate::abi::{Mailbox, PAGE, PAIRS, STRIDE, VERDICT_TO_MAILBOX, Vault, Verdict};
 use crate::error::Error;
 use crate::policy::Bounds;
 use crate::signal::AltStack;
@@ -19,42 +20,58 @@ use static_assertions::const_assert;
 
 /// The smallest stack for guest code, in bytes.
 pub const MIN_STACK: usize = 4 * PAGE;
-/// Bytes of alternate stack that the reporter uses itself, besides the kernel's frames.
-const REPORTER_STACK: usize = 4 * PAGE;
-/// Pages of the vault that have content: code, vault page, verdict page.
-pub const VAULT_PAGES: usize = 3;
+/// Bytes of alternate stack that the runtime uses itself, besides the kernel's frames.
+const HANDLER_STACK: usize = 6 * PAGE;
+/// Bytes of the vault before the first verdict: T's code and the [`Vault`].
+pub const VAULT_HEAD: usize = PAGE + size_of::<Vault>();
+/// Bytes from one pair's private memory to the next. A power of two, to which the first is aligned: a stack pointer in a
+/// handler tells the pair.
+pub const PRIVATE: usize = 128 * 1024;
+
+/// Bytes from the reservation's start to the first verdict, to the first mailbox, to the private memory.
+const VERDICTS: usize = PAGE + VAULT_HEAD;
+const MAILBOXES: usize = VERDICTS + VERDICT_TO_MAILBOX;
+const STATES: usize = MAILBOXES + PAIRS * STRIDE;
 
 const_assert!(size_of::<State>() % PAGE == 0);
+const_assert!(size_of::<Mailbox>() <= STRIDE);
 
-/// The addresses of a pair.
+/// The addresses of a sandbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
+    reserved: (usize, usize),
     base: usize,
-    len: usize,
-    altstack: usize,
+    pairs: usize,
     altstack_len: usize,
     stack: usize,
     stack_len: usize,
 }
 
 impl Layout {
-    /// Reserves a pair's addresses, with memory for its state and stacks. `stack_len` is in bytes.
-    pub fn reserve(stack_len: usize) -> Result<Self, Error> {
+    /// Reserves a sandbox's addresses, with memory for the state and the stacks of `pairs` pairs. `stack_len`, the stack of
+    /// the first, is in bytes.
+    pub fn reserve(pairs: usize, stack_len: usize) -> Result<Self, Error> {
         let frame = sys::auxv(sys::AT_MINSIGSTKSZ).unwrap_or(2 * PAGE); // before 5.14 the kernel does not say
-        // Two frames: a fault in the reporter gets one, too.
-        let altstack_len = (2 * frame + REPORTER_STACK).next_multiple_of(PAGE);
+        // Three frames: a call's, a copy of a guest's for its handler, and that of a fault in the reporter.
+        let altstack_len = (3 * frame + HANDLER_STACK).next_multiple_of(PAGE);
         if stack_len < MIN_STACK || stack_len > isize::MAX as usize / 2 {
             return Err(Error::Stack { bytes: stack_len });
         }
+        let errno = Errno::ENOMEM;
+        if size_of::<State>() + altstack_len + 2 * PAGE > PRIVATE || pairs == 0 || pairs > PAIRS {
+            return Err(Error::Supervisor { call: Sysno::sigaltstack, errno });
+        }
         let stack_len = stack_len.next_multiple_of(PAGE);
-        let vault_and_mailbox = (VAULT_PAGES + 3) * PAGE;
-        let len = vault_and_mailbox + size_of::<State>() + 3 * PAGE + altstack_len + stack_len;
-        let base = sys::reserve(len).map_err(|errno| Error::Supervisor { call: Sysno::mmap, errno })?;
-        let altstack = base + vault_and_mailbox + size_of::<State>() + PAGE;
-        let stack = altstack + altstack_len + PAGE;
-        let layout = Self { base, len, altstack, altstack_len, stack, stack_len };
+        let len = STATES + PAIRS * PRIVATE + stack_len + PAGE;
+        let reserved = sys::reserve(len + PRIVATE).map_err(|errno| Error::Supervisor { call: Sysno::mmap, errno })?;
+        let base = (reserved + STATES).next_multiple_of(PRIVATE) - STATES;
+        let stack = base + STATES + PAIRS * PRIVATE;
+        let layout = Self { reserved: (reserved, len + PRIVATE), base, pairs, altstack_len, stack, stack_len };
+        let private = (0..pairs).flat_map(|k| {
+            [(layout.state(k).addr(), size_of::<State>()), (layout.altstack(k).sp, layout.altstack(k).size)]
+        });
         let rw = sys::PROT_READ | sys::PROT_WRITE;
-        for (addr, len) in [(layout.state().addr(), size_of::<State>()), (altstack, altstack_len), (stack, stack_len)] {
+        for (addr, len) in private.chain([(stack, stack_len)]) {
             // SAFETY: the reservation is new; nobody refers to it.
             if let Err(errno) = unsafe { sys::mprotect(addr, len, rw) } {
                 layout.release();
@@ -67,18 +84,27 @@ impl Layout {
     /// Gives the addresses back, in the process that calls this.
     pub fn release(self) {
         // SAFETY: the reservation is this value's own; what pointed into it is gone with the sandbox's set-up.
-        let _ = unsafe { sys::munmap(self.base, self.len) };
+        let _ = unsafe { sys::munmap(self.reserved.0, self.reserved.1) };
     }
 
-    /// Maps the mailbox over the reservation, in the process that becomes the sandbox.
+    /// Bytes of the vault's file.
+    pub fn vault_len(&self) -> usize {
+        VAULT_HEAD + self.pairs * STRIDE
+    }
+    /// Bytes of the mailboxes' file.
+    pub fn mailboxes_len(&self) -> usize {
+        self.pairs * STRIDE
+    }
+
+    /// Maps the mailboxes over the reservation, in the process that becomes the sandbox.
     ///
     /// # Safety
     ///
-    /// `mailbox` is a memfd of one page.
-    pub unsafe fn map_mailbox(&self, mailbox: i32) -> Result<(), Errno> {
+    /// `mailboxes` is a memfd of [`mailboxes_len`](Self::mailboxes_len).
+    pub unsafe fn map_mailboxes(&self, mailboxes: i32) -> Result<(), Errno> {
         let rw = sys::PROT_READ | sys::PROT_WRITE;
-        // SAFETY: the address is reserved for this and holds nothing yet.
-        unsafe { sys::map_shared_at(self.mailbox().addr(), PAGE, rw, mailbox, 0) }
+        // SAFETY: the addresses are reserved for this and hold nothing yet.
+        unsafe { sys::map_shared_at(self.mailbox(0).addr(), self.mailboxes_len(), rw, mailboxes, 0) }
     }
 
     /// Maps the vault over the reservation, in the process that becomes the sandbox. `writable`, for experiments, leaves
@@ -86,56 +112,89 @@ impl Layout {
     ///
     /// # Safety
     ///
-    /// `vault` is a memfd of [`VAULT_PAGES`].
+    /// `vault` is a memfd of [`vault_len`](Self::vault_len).
     pub unsafe fn map_vault(&self, vault: i32, writable: bool) -> Result<(), Errno> {
         let (r, rw, rx) = (sys::PROT_READ, sys::PROT_READ | sys::PROT_WRITE, sys::PROT_READ | sys::PROT_EXEC);
+        let (data, len) = (self.vault().addr(), self.vault_len() - PAGE);
         // SAFETY: the addresses are reserved for this and hold nothing yet.
         unsafe {
             sys::map_shared_at(self.code(), PAGE, rx, vault, 0)?;
-            sys::map_shared_at(self.vault().addr(), 2 * PAGE, if writable { rw } else { r }, vault, PAGE)
+            sys::map_shared_at(data, len, if writable { rw } else { r }, vault, PAGE)
         }
     }
 
     /// Seals what T depends on: nobody can unmap, move or replace it. `ENOSYS` before Linux 6.10.
     pub fn seal(&self) -> Result<(), Errno> {
-        sys::mseal(self.base, (VAULT_PAGES + 3) * PAGE)
+        sys::mseal(self.base, STATES)
     }
 
     /// What no argument of a direct call may point to.
     pub fn bounds(&self, fd_lo: u32, fd_len: u32) -> Bounds {
-        Bounds { vault_lo: self.base, vault_len: (VAULT_PAGES + 2) * PAGE, fd_lo, fd_len }
+        Bounds { vault_lo: self.base, vault_len: MAILBOXES, fd_lo, fd_len }
+    }
+
+    /// What no change of mappings may meet: from (included) to (excluded).
+    pub fn own(&self) -> (usize, usize) {
+        (self.reserved.0, self.stack)
     }
 
     /// T's code.
     pub fn code(&self) -> usize {
         self.base + PAGE
     }
-    /// T's base page.
-    pub fn vault(&self) -> *const VaultPage {
-        (self.base + 2 * PAGE) as *const VaultPage
+    /// T's base.
+    pub fn vault(&self) -> *const Vault {
+        (self.base + 2 * PAGE) as *const Vault
     }
-    /// The pair's verdict page.
-    pub fn verdict(&self) -> *const VerdictPage {
-        (self.base + 3 * PAGE) as *const VerdictPage
+    /// The verdict of pair `k`.
+    pub fn verdict(&self, k: usize) -> *const Verdict {
+        (self.base + VERDICTS + k * STRIDE) as *const Verdict
     }
-    /// The pair's mailbox.
-    pub fn mailbox(&self) -> *mut Mailbox {
-        (self.base + (VAULT_PAGES + 2) * PAGE) as *mut Mailbox
+    /// The mailbox of pair `k`.
+    pub fn mailbox(&self, k: usize) -> *mut Mailbox {
+        (self.base + MAILBOXES + k * STRIDE) as *mut Mailbox
     }
-    /// The state of U's runtime.
-    pub fn state(&self) -> *mut State {
-        (self.base + (VAULT_PAGES + 3) * PAGE) as *mut State
+    /// The state of U's runtime in pair `k`.
+    pub fn state(&self, k: usize) -> *mut State {
+        (self.base + STATES + k * PRIVATE) as *mut State
     }
-    /// U's alternate stack.
-    pub fn altstack(&self) -> AltStack {
-        AltStack { sp: self.altstack, flags: 0, size: self.altstack_len }
+    /// The alternate stack of pair `k`.
+    pub fn altstack(&self, k: usize) -> AltStack {
+        AltStack { sp: self.state(k).addr() + size_of::<State>() + PAGE, flags: 0, size: self.altstack_len }
     }
-    /// Lowest address and length of the guest's stack, in bytes.
+    /// Lowest address and length of the first pair's stack, in bytes.
     pub fn stack(&self) -> (usize, usize) {
         (self.stack, self.stack_len)
     }
-    /// Lowest address and length of the whole, in bytes.
-    pub fn whole(&self) -> (usize, usize) {
-        (self.base, self.len)
+    /// How many pairs there can be.
+    pub fn pairs(&self) -> usize {
+        self.pairs
+    }
+}
+
+/// In U's runtime: what lies at fixed distances from a pair's state, given the pair's number.
+pub mod from_state {
+    use super::*;
+
+    /// The pair's mailbox.
+    pub fn mailbox(state: *mut State, k: usize) -> *mut Mailbox {
+        let first = state.addr() - k * PRIVATE;
+        state.with_addr(first - STATES + MAILBOXES + k * STRIDE).cast()
+    }
+    /// The pair's verdict.
+    pub fn verdict(state: *mut State, k: usize) -> *const Verdict {
+        state.with_addr(mailbox(state, k).addr() - VERDICT_TO_MAILBOX).cast()
+    }
+    /// The vault.
+    pub fn vault(state: *mut State, k: usize) -> *const Vault {
+        state.with_addr(state.addr() - k * PRIVATE - STATES + 2 * PAGE).cast()
+    }
+    /// The state of the first pair.
+    pub fn first(state: *mut State, k: usize) -> *mut State {
+        state.with_addr(state.addr() - k * PRIVATE)
+    }
+    /// The state that an address in private memory belongs to.
+    pub fn of(private: usize) -> *mut State {
+        (private & !(PRIVATE - 1)) as *mut State
     }
 }

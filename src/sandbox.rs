@@ -7,20 +7,20 @@
 
 pub use crate::config::{Config, DEFAULT_SPIN, DEFAULT_STACK, Placement, RECORD_MAX};
 
-use crate::abi::Mailbox;
+use crate::abi::{Mailbox, PAIRS};
 use crate::arch::{self, Context};
 use crate::birth;
+use crate::broker::{ALARM, BIRTH, Books, Phase};
 use crate::error::{Error, Finding, Name, SetupStage, Status};
 use crate::fault::tsc::{self, Scale};
 use crate::make::{self, Fd, Made, Start, VaultView, View};
+use crate::policy::{Policy, ROOTS};
 use crate::setup;
 use crate::signal::{self, SIGKILL, SigSet};
 use crate::sys::{self, Errno, PollFd, Sysno};
+use crate::task::Task;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
-
-/// Alarms that a guest may raise: an abort takes two. After that nobody listens, so that a flood costs only the guest.
-const ALARMS: u32 = 16;
 
 /// Why a sandbox ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,18 +58,31 @@ pub(crate) fn live() -> usize {
 
 /// A running sandbox. Dropping it kills it.
 #[derive(Debug)]
-pub struct Sandbox {
-    t: Task,
-    u: Task,
-    alarm: Fd,
-    alarms: u32,
+pub struct Sandbox<'a> {
+    pub(crate) policy: &'a Policy<'a>,
+    pub(crate) books: View<Books>,
+    pub(crate) vault: View<VaultView>,
+    pub(crate) mailboxes: View<Mailbox>,
+    pub(crate) roots: [Option<Fd>; ROOTS],
+    /// Tells of alarms, births and deaths.
+    pub(crate) epoll: Fd,
+    pub(crate) alarm: Fd,
+    pub(crate) births: Fd,
+    /// Signals asked for so far.
+    pub(crate) alarms: u32,
     /// Both ends of the pipe: with no reader left, writing would raise SIGPIPE here.
-    answer: (Fd, Option<Fd>),
+    pub(crate) answer: (Fd, Option<Fd>),
     crash: Option<Fd>,
-    mailbox: View<Mailbox>,
-    vault: View<VaultView>,
+    /// Process ids of the first pair.
+    pids: (u32, u32),
+    /// The process whose children its tasks are. A forked copy of this value, in another, has no books.
+    pub(crate) owner: u32,
     /// Whether the guest's scale of the time stamp counter is a good one.
-    good_scale: bool,
+    pub(crate) good_scale: bool,
+    /// The pair that asked for the end of all.
+    pub(crate) group: Option<usize>,
+    /// Looks at a request that its T did not wait for yet; 0 if there is none.
+    pub(crate) retries: u32,
     /// How it ended.
     outcome: Option<Outcome>,
     _live: Live,
@@ -92,69 +105,6 @@ impl Drop for Live {
     }
 }
 
-/// A task of a sandbox: a child of this process until it is reaped.
-#[derive(Debug)]
-struct Task {
-    pid: u32,
-    pidfd: Option<Fd>,
-    status: Option<Status>,
-    /// The process whose child it is.
-    owner: u32,
-}
-
-impl Task {
-    fn new(pid: u32) -> Self {
-        Self { pid, pidfd: None, status: None, owner: sys::pids().0 }
-    }
-
-    fn watch(&mut self) -> Result<(), Error> {
-        self.pidfd = Some(Fd(sys::pidfd_open(self.pid).map_err(Error::of(Sysno::pidfd_open))?));
-        Ok(())
-    }
-
-    fn poll_fd(&self) -> PollFd {
-        PollFd::readable(self.pidfd.as_ref().map_or(-1, |fd| fd.0))
-    }
-
-    /// Takes the status if the task has ended.
-    fn reap(&mut self, block: bool) -> Option<Status> {
-        if self.status.is_none() && self.pid != 0 {
-            self.status = match sys::wait(self.pid, block) {
-                Ok(raw) => raw.map(Status::from_raw),
-                // Somebody else took it: all that is known is that it is gone.
-                Err(_) => Some(Status::Exited(255)),
-            };
-        }
-        self.status
-    }
-
-    /// Sends a signal, if the task was made.
-    fn signal(&self, sig: i32) {
-        let _ = match &self.pidfd {
-            // Somebody's filter may not know the call; the task is not reaped, so its id is its own.
-            Some(fd) => sys::pidfd_send_signal(fd.0, sig).or_else(|_| sys::kill(self.pid, sig)),
-            None if self.pid != 0 => sys::kill(self.pid, sig),
-            None => Ok(()),
-        };
-    }
-
-    fn end(&mut self) -> Status {
-        if self.reap(false).is_none() {
-            self.signal(SIGKILL);
-        }
-        self.reap(true).unwrap_or(Status::Exited(255))
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        // A forked copy of this value, in a process that is not the parent, ends nothing.
-        if self.owner == sys::pids().0 {
-            self.end();
-        }
-    }
-}
-
 /// Runs `entry(arg)` in a sandbox: in a child process with a copy of this one's memory. Its result is the exit status.
 ///
 /// The child is a copy of a process that may have threads, as after `fork(2)`: locks that other threads hold stay
@@ -165,9 +115,9 @@ impl Drop for Task {
 /// # Errors
 ///
 /// Says what was wrong and who is at fault; nothing is left running.
-pub fn spawn(config: &Config<'_>, entry: extern "C" fn(usize) -> i32, arg: usize) -> Result<Sandbox, Error> {
+pub fn spawn<'a>(config: &Config<'a>, entry: extern "C" fn(usize) -> i32, arg: usize) -> Result<Sandbox<'a>, Error> {
     let (made, pid) = make::create(config, Start::Call { entry, arg })?;
-    await_birth(made, Task::new(pid))
+    await_birth(config.policy, made, Task::new(pid))
 }
 
 /// Makes the caller the guest: returns in the sandbox, in a copy of the calling process, where the caller was.
@@ -208,7 +158,7 @@ unsafe extern "C" fn enter_captured(data: *mut core::ffi::c_void) -> isize {
     // SAFETY: `enter` passes its own `Enter`, which nobody else uses meanwhile.
     let call = unsafe { &mut *data.cast::<Enter<'_>>() };
     let made = make::create(call.config, Start::Resume { context: &call.context });
-    match made.and_then(|(made, pid)| await_birth(made, Task::new(pid))) {
+    match made.and_then(|(made, pid)| await_birth(call.config.policy, made, Task::new(pid))) {
         Ok(sandbox) => supervise(sandbox, call.config),
         Err(error) => {
             call.result = Err(error);
@@ -218,7 +168,7 @@ unsafe extern "C" fn enter_captured(data: *mut core::ffi::c_void) -> isize {
 }
 
 /// The rest of the life of a process that called [`enter`].
-fn supervise(mut sandbox: Sandbox, config: &Config<'_>) -> ! {
+fn supervise(mut sandbox: Sandbox<'_>, config: &Config<'_>) -> ! {
     let outcome = sandbox.wait(config.deadline);
     if let Some(report) = config.report {
         report(&sandbox, &outcome);
@@ -246,25 +196,35 @@ fn supervise(mut sandbox: Sandbox, config: &Config<'_>) -> ! {
 static NO_CORE: [usize; 2] = [0; 2];
 
 /// Follows set-up and births until guest code runs.
-fn await_birth(made: Made, mut set_up: Task) -> Result<Sandbox, Error> {
+fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, mut set_up: Task) -> Result<Sandbox<'a>, Error> {
     let status = set_up.reap(true).unwrap_or(Status::Exited(255));
     // SAFETY: the view is mapped; no guest code runs yet, so what the set-up task wrote is its own.
-    let report = unsafe { (&raw const (*made.mailbox.at).setup).read_volatile() };
-    let Made { vault, mailbox, alarm, crash, answer, .. } = made;
+    let report = unsafe { (&raw const (*made.mailboxes.at).setup).read_volatile() };
+    let Made { vault, mailboxes, books, alarm, crash, answer, births, roots, .. } = made;
     // From here on, dropping the sandbox ends and reaps T and U.
     let mut sandbox = Sandbox {
-        t: Task::new(report.t),
-        u: Task::new(report.u),
+        policy,
+        books,
+        vault,
+        mailboxes,
+        roots,
+        epoll: Fd(sys::epoll().map_err(Error::of(Sysno::epoll_create1))?),
         alarm,
+        births: births.0,
         alarms: 0,
         answer: (answer.0, Some(answer.1)),
         crash,
-        mailbox,
-        vault,
+        pids: (report.t, report.u),
+        owner: sys::pids().0,
         good_scale: false,
+        group: None,
+        retries: 0,
         outcome: None,
         _live: Live::new(),
     };
+    let slot = sandbox.slot(0);
+    (slot.t, slot.u) = (Task::new(report.t), Task::new(report.u));
+    slot.phase = Phase::Alive;
     let errno = Errno::new(report.errno as i32);
     match (status, SetupStage::ALL.into_iter().find(|stage| *stage as u32 == report.stage)) {
         (Status::Exited(0), None) => {}
@@ -280,31 +240,34 @@ fn await_birth(made: Made, mut set_up: Task) -> Result<Sandbox, Error> {
         }
         (status, None) => return Err(Error::Died { task: "set-up task", status }),
     }
-    sandbox.t.watch()?;
-    sandbox.u.watch()?;
+    sandbox.watch(0)?;
+    for (fd, what, edge) in [(sandbox.alarm.0, ALARM, true), (sandbox.births.0, BIRTH, false)] {
+        sys::epoll_add(sandbox.epoll.0, fd, what, edge).map_err(Error::of(Sysno::epoll_ctl))?;
+    }
     // T is born while nothing else runs; U only then, because it is a guest as soon as it is born.
     sandbox.await_ring()?;
     // SAFETY: the view is mapped; the word is aligned.
-    let go = unsafe { &raw mut (*sandbox.vault.at).verdict.go };
+    let go = unsafe { &raw mut (*sandbox.vault.verdict(0)).go };
     // SAFETY: as above; only the kernel reads it, for futex calls.
     unsafe { core::sync::atomic::AtomicU32::from_ptr(go) }.store(1, Ordering::SeqCst);
     sys::futex_wake(go).map_err(Error::of(Sysno::futex))?;
     sandbox.await_ring()?;
     sandbox.scale();
+    sandbox.limit()?;
     sandbox.answer().map_err(Error::of(Sysno::write))?; // guest code may run
     Ok(sandbox)
 }
 
-impl Sandbox {
-    /// Process ids of T and of U.
+impl Sandbox<'_> {
+    /// Process ids of T and of U of the first pair.
     pub fn pids(&self) -> (u32, u32) {
-        (self.t.pid, self.u.pid)
+        self.pids
     }
 
     /// Waits until T or U rings for its birth, or has failed.
     fn await_ring(&mut self) -> Result<(), Error> {
         loop {
-            let mut fds = [PollFd::readable(self.alarm.0), self.t.poll_fd(), self.u.poll_fd()];
+            let mut fds = [PollFd::readable(self.alarm.0), PollFd::readable(self.epoll.0)];
             match sys::poll(&mut fds, None) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Error::Supervisor { call: Sysno::poll, errno }),
@@ -312,13 +275,13 @@ impl Sandbox {
             if fds[0].revents != 0 {
                 return sys::read(self.alarm.0, &mut [0; 8]).map(drop).map_err(Error::of(Sysno::read));
             }
-            for (is_t, task) in [(true, &mut self.t), (false, &mut self.u)] {
+            let (vault, mailboxes) = (self.vault.verdict(0), self.mailboxes.at);
+            let slot = self.slot(0);
+            for (is_t, task) in [(true, &mut slot.t), (false, &mut slot.u)] {
                 let Some(status) = task.reap(false) else { continue };
                 let name = if is_t { "trusted thread" } else { "untrusted thread" };
                 // SAFETY: the views are mapped; no guest code has run: T precedes U, and U did not ring.
-                let (page, result) = unsafe {
-                    (&(*self.vault.at).verdict, (&raw const (*self.mailbox.at).birth_result).read_volatile())
-                };
+                let (page, result) = unsafe { (&*vault, (&raw const (*mailboxes).birth_result).read_volatile()) };
                 if let Status::Exited(step) = status {
                     if let Some(call) = birth::failed_step(page, is_t, step) {
                         let errno = Errno::from_ret(result).err().unwrap_or(Errno::new(0));
@@ -330,95 +293,96 @@ impl Sandbox {
         }
     }
 
-    /// Waits until the sandbox ends, and then for both of its tasks; kills it after `deadline`.
+    /// T's limits are those of the sandbox: the kernel looks at them when T maps memory and opens files.
+    fn limit(&self) -> Result<(), Error> {
+        let limits = self.policy.limits_of();
+        let (t, _) = self.pids();
+        let set = |which, most: usize| {
+            let old = sys::limit(t, which, None)?;
+            sys::limit(t, which, Some([most.min(old[0]), most.min(old[1])])).map(drop)
+        };
+        let done = (|| {
+            if limits.descriptors > 0 {
+                // The sandbox's own are made: what is opened from now on is the guest's.
+                set(sys::RLIMIT_NOFILE, limits.descriptors as usize)?;
+            }
+            if limits.mapped > 0 {
+                set(sys::RLIMIT_AS, sys::mapped(t)?.saturating_add(limits.mapped))?;
+            }
+            Ok(())
+        })();
+        done.map_err(Error::of(Sysno::prlimit64))
+    }
+
+    /// Waits until the sandbox ends, and then for all of its tasks; kills it after `deadline`.
     ///
-    /// If T dies the guest is killed; if the guest dies T is. Call this: while nobody does, a guest without its T hangs
-    /// in its next call.
+    /// This is also what answers the guest's calls that ask the broker. If a T dies the guest is killed; if the guest dies
+    /// T is. Call this, or [`serve`](Self::serve): while nobody does, such calls wait, and a guest without its T hangs.
     pub fn wait(&mut self, deadline: Option<Duration>) -> Outcome {
-        if let Some(outcome) = self.known() {
-            return outcome;
-        }
         let until = deadline.map(|d| sys::now().saturating_add(d.as_nanos().min(u64::MAX.into()) as u64));
-        let mut cause = None;
-        while cause.is_none() {
-            let left = until.map(|until| Duration::from_nanos(until.saturating_sub(sys::now())));
-            if !self.good_scale {
-                self.scale();
+        loop {
+            if let Some(outcome) = self.known() {
+                return outcome;
             }
-            let soon = (!self.good_scale).then(|| Duration::from_nanos(tsc::GOOD));
-            let pause = left.into_iter().chain(soon).min();
-            let alarm = if self.alarms < ALARMS { self.alarm.0 } else { -1 };
-            let mut fds = [PollFd::readable(alarm), self.t.poll_fd(), self.u.poll_fd()];
-            match sys::poll(&mut fds, pause) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => cause = Some(Cause::Killed), // cannot watch it any more: fail closed
+            let left = until.map(|until| until.saturating_sub(sys::now()));
+            if left == Some(0) {
+                let cause = self.ended().unwrap_or(Cause::Deadline);
+                return self.end(cause);
             }
-            if left.is_some_and(|left| left.is_zero()) {
-                cause = Some(Cause::Deadline);
-            }
-            // A task that ended before the deadline was noticed has ended by itself.
-            cause = self.ended().or(cause);
-            if cause.is_none() && fds[0].revents != 0 {
-                self.answer_alarm();
+            if let Some(outcome) = self.serve(left.map(Duration::from_nanos)) {
+                return outcome;
             }
         }
-        self.end(cause.unwrap_or(Cause::Killed))
+    }
+
+    /// A descriptor that is readable when [`serve`](Self::serve) has something to do: for whoever serves many sandboxes with
+    /// one thread.
+    pub fn descriptor(&self) -> i32 {
+        self.epoll.0
+    }
+
+    /// How long the sandbox can be left alone although its [`descriptor`](Self::descriptor) is not readable.
+    pub fn patience(&self) -> Option<Duration> {
+        (self.owner == sys::pids().0).then(|| self.due()).flatten()
+    }
+
+    /// Waits for up to `timeout` for something to do, and does it. `Some` when the sandbox has ended.
+    pub fn serve(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
+        if let Some(outcome) = self.known() {
+            return Some(outcome);
+        }
+        let cause = match self.step(timeout) {
+            Ok(()) => self.ended()?,
+            Err(_) => self.ended().unwrap_or(Cause::Killed), // cannot watch it any more: fail closed
+        };
+        Some(self.end(cause))
     }
 
     /// What there is to say without looking: how the sandbox ended, or that it is not this process's.
     fn known(&self) -> Option<Outcome> {
         let nothing = Status::Exited(255);
         let foreign = Outcome { cause: Cause::Foreign, guest: nothing, trusted: nothing };
-        self.outcome.or((self.u.owner != sys::pids().0).then_some(foreign))
+        self.outcome.or((self.owner != sys::pids().0).then_some(foreign))
     }
 
-    /// Whether a task has ended, and what that means.
-    fn ended(&mut self) -> Option<Cause> {
-        // T first: what is seen of U is then not older.
-        let t = self.t.reap(false);
-        let u = self.u.reap(false);
-        match (t, u) {
-            (None, None) => None,
-            (Some(t), Some(u)) if u.is_signal(SIGKILL) && !t.is_signal(SIGKILL) => Some(Cause::TrustedDied),
-            (_, Some(_)) => Some(Cause::Guest),
-            (Some(_), None) => Some(Cause::TrustedDied),
-        }
-    }
-
-    /// U asks for a signal. That it does is an allegation; that it gets one is its own affair.
-    fn answer_alarm(&mut self) {
-        let _ = sys::read(self.alarm.0, &mut [0; 8]);
-        // SAFETY: the view is mapped; a racing guest can only change which signal it gets.
-        let (raise, raised) = unsafe { (&raw mut (*self.mailbox.at).raise, &raw mut (*self.mailbox.at).raised) };
-        // SAFETY: as above.
-        let request = unsafe { raise.read_volatile() };
-        let sig = (request & 0xff) as i32;
-        if signal::REPORTED.contains(&sig) {
-            self.u.signal(sig);
-        }
-        // SAFETY: as above.
-        unsafe { raised.write_volatile(request) };
-        let _ = self.answer();
-        self.alarms += 1;
-        if self.alarms == ALARMS {
-            self.answer.1 = None; // who waits for another answer finds the pipe at its end
-        }
-    }
-
-    /// Tells U how nanoseconds become ticks of the time stamp counter, as well as that is known now.
-    fn scale(&mut self) {
+    /// Tells the guest how nanoseconds become ticks of the time stamp counter, as well as that is known now.
+    pub(crate) fn scale(&mut self) {
         let (scale, good) = Scale::measure();
-        // SAFETY: the view is mapped, and only this process writes there, but for a guest that spoils its own clock.
-        unsafe { tsc::publish(&raw mut (*self.mailbox.at).scale, scale) };
+        for k in 0..self.pairs() {
+            // SAFETY: the view is mapped, and only this process writes there, but for a guest that spoils its own clock.
+            unsafe { tsc::publish(&raw mut (*self.mailboxes.mailbox(k)).scale, scale) };
+        }
         self.good_scale = good;
     }
 
-    /// Lets U go on that waits for an answer. Never blocks, and only this process can write there.
-    fn answer(&self) -> Result<(), Errno> {
-        self.answer.1.as_ref().map_or(Ok(()), |answer| sys::write(answer.0, &[1]).map(drop))
+    /// Lets those go on that wait for an answer. Never blocks, and only this process can write there.
+    pub(crate) fn answer(&self) -> Result<(), Errno> {
+        let everybody = [1; PAIRS];
+        let some = everybody.get(..self.living().max(1)).unwrap_or(&everybody);
+        self.answer.1.as_ref().map_or(Ok(()), |answer| sys::write(answer.0, some).map(drop))
     }
 
-    /// Kills both tasks and waits for them.
+    /// Kills all tasks and waits for them.
     pub fn kill(&mut self) -> Outcome {
         if let Some(outcome) = self.known() {
             return outcome;
@@ -428,11 +392,25 @@ impl Sandbox {
     }
 
     fn end(&mut self, cause: Cause) -> Outcome {
-        if self.u.reap(false).is_none() {
-            self.u.signal(SIGKILL);
+        let first = self.group.or(self.culprit()).unwrap_or(0);
+        for k in 0..self.pairs() {
+            let slot = self.slot(k);
+            if !slot.u.gone() && slot.u.reap(false).is_none() {
+                slot.u.signal(SIGKILL);
+            }
         }
-        let trusted = self.t.end();
-        let guest = self.u.end();
+        for k in 0..self.pairs() {
+            let slot = self.slot(k);
+            if !slot.t.gone() {
+                slot.t.end();
+            }
+            if !slot.u.gone() {
+                slot.u.end();
+            }
+        }
+        let unknown = Status::Exited(255);
+        let slot = self.slot_ref(first);
+        let (trusted, guest) = (slot.t.status.unwrap_or(unknown), slot.u.status.unwrap_or(unknown));
         // Kernels before 5.16 end all that share the memory of a task that could dump core, with its signal and before it
         // (`fs/coredump.c`, `zap_threads`). T blocks its signals, and U cannot take its memory: it was U.
         let shared = matches!(guest, Status::Signaled { signal, .. } if signal != SIGKILL && trusted.is_signal(signal));

@@ -9,19 +9,19 @@ use crate::audit::{self, Refusal};
 use crate::birth;
 use crate::error::SetupStage;
 use crate::pair::Layout;
+use crate::policy::ROOTS;
 use crate::signal::{self, NSIG, SIGKILL, SigAction};
 use crate::sys::{self, Errno};
 use crate::trusted::Entry;
 use crate::untrusted;
 
-/// The sandbox's own descriptors, in the order of their numbers in the sandbox.
+/// Descriptors of the sandbox's own that the supervisor makes, besides roots.
+pub const MADE: usize = 6;
+
+/// The sandbox's own descriptors, as they are numbered in the sandbox: consecutive, from `lo` on.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnFds {
-    /// The eventfd in which T sleeps.
-    pub doorbell_t: i32,
-    /// The eventfd in which U sleeps.
-    pub doorbell_u: i32,
-    /// The eventfd by which births and the reporter call the supervisor.
+    /// The eventfd by which births, requests and the reporter call the supervisor.
     pub alarm: i32,
     /// Where crash reports go.
     pub crash: i32,
@@ -31,28 +31,41 @@ pub struct OwnFds {
     pub probe_write: i32,
     /// The pipe by which the supervisor answers an alarm; its other end is not in the sandbox.
     pub answer: i32,
+    /// The socket in which the tasks of new threads announce themselves. The kernel adds who it was.
+    pub births: i32,
+    roots: i32,
+    pairs: i32,
 }
 
-/// How many descriptors a sandbox has of its own.
-pub const OWN_FDS: usize = 7;
-
 impl OwnFds {
-    /// The descriptors as a list, in order.
-    pub fn list(self) -> [i32; OWN_FDS] {
-        [self.doorbell_t, self.doorbell_u, self.alarm, self.crash, self.probe_read, self.probe_write, self.answer]
+    /// The numbers from `lo` on, for so many roots and pairs.
+    pub fn from(lo: i32, roots: usize, pairs: usize) -> Self {
+        Self {
+            alarm: lo,
+            crash: lo + 1,
+            probe_read: lo + 2,
+            probe_write: lo + 3,
+            answer: lo + 4,
+            births: lo + 5,
+            roots: roots as i32,
+            pairs: pairs as i32,
+        }
     }
 
-    /// The numbers they get in the sandbox: consecutive, from `lo` on.
-    pub fn from(lo: i32) -> Self {
-        Self {
-            doorbell_t: lo,
-            doorbell_u: lo + 1,
-            alarm: lo + 2,
-            crash: lo + 3,
-            probe_read: lo + 4,
-            probe_write: lo + 5,
-            answer: lo + 6,
-        }
+    /// The descriptor of root `i`.
+    pub fn root(self, i: usize) -> u32 {
+        (self.alarm + MADE as i32) as u32 + i as u32
+    }
+
+    /// The eventfds in which T and U of pair `k` sleep.
+    pub fn doorbells(self, k: usize) -> (u32, u32) {
+        let t = self.root(self.roots as usize) + 2 * k as u32;
+        (t, t + 1)
+    }
+
+    /// The first, and the one behind the last.
+    pub fn range(self) -> (u32, u32) {
+        (self.alarm as u32, self.doorbells(self.pairs as usize).0)
     }
 }
 
@@ -63,12 +76,14 @@ pub struct Plan<'a> {
     pub layout: Layout,
     /// The vault's memfd.
     pub vault: i32,
-    /// The mailbox's memfd.
-    pub mailbox: i32,
-    /// The sandbox's own descriptors, as they are numbered now.
+    /// The mailboxes' memfd.
+    pub mailboxes: i32,
+    /// The descriptors that the supervisor made for the sandbox, as they are numbered now, in the order of their numbers there.
+    pub made: &'a [i32],
+    /// Where crash reports go, as it is numbered now.
+    pub crash: i32,
+    /// The sandbox's own descriptors, as they will be numbered.
     pub own: OwnFds,
-    /// The first number that they get.
-    pub fd_lo: i32,
     /// The descriptors that the guest keeps.
     pub keep: &'a [i32],
     /// The shared memory that the guest keeps: address and length.
@@ -111,9 +126,9 @@ type Step<T> = Result<T, (SetupStage, Errno)>;
 
 /// Does it, and exits: 0 if T and U exist.
 pub fn run(plan: &Plan<'_>) -> ! {
-    let mailbox = plan.layout.mailbox();
-    // SAFETY: it is the mailbox's memfd; mapped first, so that the rest can be reported.
-    if let Err(errno) = unsafe { plan.layout.map_mailbox(plan.mailbox) } {
+    let mailbox = plan.layout.mailbox(0);
+    // SAFETY: it is the mailboxes' memfd; mapped first, so that the rest can be reported.
+    if let Err(errno) = unsafe { plan.layout.map_mailboxes(plan.mailboxes) } {
         sys::exit(NO_MAILBOX + errno.into_raw()); // nowhere to say so but here
     }
     let status = match steps(plan, mailbox) {
@@ -155,10 +170,10 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
     let (audited, sealed, _) = plan.defences();
     if audited {
         let vault = sys::file_facts(plan.vault).map_err(at(SetupStage::Vault))?;
-        let kept = |fd| plan.keep.contains(&fd) || fd == plan.own.crash;
+        let kept = |fd| plan.keep.contains(&fd) || fd == plan.crash;
         audit::descriptors(kept).map_err(|refusal| report(mailbox, refusal))?;
         let shared = |from, to| {
-            let ours = (mailbox.addr(), size_of::<Mailbox>());
+            let ours = (mailbox.addr(), plan.layout.mailboxes_len());
             let end = |(at, len): &(usize, usize)| at.saturating_add(len.checked_next_multiple_of(PAGE).unwrap_or(0));
             // The kernel shows neighbours as one mapping: what counts is that all of it is listed.
             let mut at = from;
@@ -183,9 +198,9 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
             Err(errno) => return Err((SetupStage::Seal, errno)),
         }
     }
-    untrusted::adopt(plan.layout.state());
+    untrusted::adopt();
 
-    let verdict = plan.layout.verdict();
+    let verdict = plan.layout.verdict(0);
     // SAFETY: field addresses of a mapped page.
     let (t_script, u_script) = unsafe { (&raw const (*verdict).t, &raw const (*verdict).u) };
     let (entry, sp) = plan.trusted;
@@ -193,11 +208,13 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
     // SAFETY: field addresses of a mapped page.
     let (t_id, u_id) = unsafe { (&raw mut (*mailbox).setup.t, &raw mut (*mailbox).setup.u) };
     clone(plan, sp, entry, t_script.cast(), t_id).map_err(at(SetupStage::CloneTrusted))?;
-    let u = clone(plan, birth::start_sp(&plan.layout), Entry::Untrusted, u_script.cast(), u_id)
+    let u = clone(plan, birth::start_sp(&plan.layout, 0), Entry::Untrusted, u_script.cast(), u_id)
         .map_err(at(SetupStage::CloneUntrusted))?;
     // SAFETY: the state is mapped; U waits for the supervisor's word before it looks at it.
     unsafe {
-        (*plan.layout.state()).pid = if plan.pid == 0 { u } else { plan.pid };
+        let state = plan.layout.state(0);
+        (*state).pid = if plan.pid == 0 { u } else { plan.pid };
+        (*state).tid = (*state).pid;
     }
     Ok(())
 }
@@ -213,7 +230,7 @@ fn clone(
     let code = layout.code() + entry.offset();
     // SAFETY: `code` is a label of T's code in the vault, which is mapped, as are the pages handed over; all stay so.
     // `id` is in the mailbox.
-    let pid = unsafe { arch::asc_clone(plan.clone_flags, sp, code, layout.vault(), layout.mailbox(), script, id) };
+    let pid = unsafe { arch::asc_clone(plan.clone_flags, sp, code, layout.vault(), layout.mailbox(0), script, id) };
     Errno::from_ret(pid as usize).map(|pid| pid as u32)
 }
 
@@ -232,15 +249,15 @@ fn report(mailbox: *mut Mailbox, refusal: Refusal) -> (SetupStage, Errno) {
     }
 }
 
-/// Gives the sandbox's own descriptors their numbers and closes all that nobody keeps.
+/// Gives the sandbox's own descriptors their numbers, closes all that nobody keeps, and makes the doorbells.
 fn arrange(plan: &Plan<'_>) -> Result<(), Errno> {
-    let lo = plan.fd_lo;
-    let behind = lo + OWN_FDS as i32;
-    let mut high = [0; OWN_FDS];
-    for (to, fd) in high.iter_mut().zip(plan.own.list()) {
-        *to = sys::dup_from(fd, behind)?; // out of the way of the numbers that they get
+    let (lo, behind) = plan.own.range();
+    let (lo, behind) = (lo as i32, behind as i32);
+    let mut high = [0; MADE + ROOTS];
+    for (to, fd) in high.iter_mut().zip(plan.made) {
+        *to = sys::dup_from(*fd, behind)?; // out of the way of the numbers that they get
     }
-    for (i, fd) in high.iter().enumerate() {
+    for (i, fd) in high.iter().take(plan.made.len()).enumerate() {
         sys::dup2(*fd, lo + i as i32)?;
     }
     let mut next = 0;
@@ -251,5 +268,13 @@ fn arrange(plan: &Plan<'_>) -> Result<(), Errno> {
         }
         next = kept + 1;
     }
-    sys::close_range(behind as u32, u32::MAX)
+    sys::close_range(lo as u32 + plan.made.len() as u32, u32::MAX)?;
+    for fd in lo + plan.made.len() as i32..behind {
+        let made = sys::eventfd(true)?; // the lowest free number, which is not always the next
+        if made != fd {
+            sys::dup2(made, fd)?;
+            sys::close(made);
+        }
+    }
+    Ok(())
 }

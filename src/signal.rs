@@ -16,6 +16,8 @@ pub const SIGKILL: i32 = 9;
 pub const SIGSEGV: i32 = 11;
 /// `SIGPIPE`
 pub const SIGPIPE: i32 = 13;
+/// `SIGSTOP`
+pub const SIGSTOP: i32 = 19;
 /// `SIGTTIN`
 pub const SIGTTIN: i32 = 21;
 /// `SIGTTOU`
@@ -145,4 +147,8 @@ pub struct SigInfo {
     pub pad: i32,
     /// Address of the fault; after SIGSYS, of the call.
     pub addr: usize,
+    /// After SIGSYS: the call's number …
+    pub syscall: i32,
+    /// … and its architecture (`AUDIT_ARCH_*`).
+    pub arch: u32,
 }

@@ -6,14 +6,20 @@ use core::ffi::CStr;
 use core::time::Duration;
 pub use syscalls::{Errno, Sysno};
 
-/// `EFAULT` as a plain number, for the assembly.
+/// `EFAULT` as a plain number.
 pub const EFAULT: i32 = 14;
 /// `EAGAIN` as a plain number.
 pub const EAGAIN: i32 = 11;
-/// `EINVAL` as a plain number, for the assembly.
+/// `EINVAL` as a plain number.
 pub const EINVAL: i32 = 22;
-/// `EBADF` as a plain number, for the assembly.
+/// `EBADF` as a plain number.
 pub const EBADF: i32 = 9;
+/// `ENOSYS` as a plain number.
+pub const ENOSYS: i32 = 38;
+/// The highest `errno`: results from `-MAX_ERRNO` on are errors (`include/linux/err.h`).
+pub const MAX_ERRNO: usize = 4095;
+/// All bits of a futex operation but `FUTEX_PRIVATE_FLAG` and `FUTEX_CLOCK_REALTIME`.
+pub const FUTEX_CMD_MASK: i32 = !(128 | 256);
 
 /// `PROT_READ`
 pub const PROT_READ: usize = 1;
@@ -40,7 +46,8 @@ pub const SEAL_SIZE: usize = 1 | 2 | 4;
 /// `F_SEAL_FUTURE_WRITE`
 pub const SEAL_FUTURE_WRITE: usize = 0x10;
 const O_NONBLOCK: usize = 0o4000;
-const O_CLOEXEC: usize = 0o2000000;
+/// `O_CLOEXEC`
+pub const O_CLOEXEC: usize = 0o2_000_000;
 const SEEK_CUR: usize = 1;
 const RLIMIT_FSIZE: usize = 1;
 const WNOHANG: usize = 1;
@@ -58,6 +65,18 @@ pub const PR_GET_TSC: usize = 25;
 pub const PR_SET_TSC: usize = 26;
 /// `PR_TSC_SIGSEGV`
 pub const PR_TSC_SIGSEGV: usize = 2;
+/// `PR_TSC_ENABLE`
+pub const PR_TSC_ENABLE: usize = 1;
+/// `PR_SET_SYSCALL_USER_DISPATCH`
+pub const PR_SET_SYSCALL_USER_DISPATCH: usize = 59;
+/// `PR_SYS_DISPATCH_ON`
+pub const PR_SYS_DISPATCH_ON: usize = 1;
+/// `RLIMIT_CORE`
+pub const RLIMIT_CORE: usize = 4;
+/// `RLIMIT_NOFILE`
+pub const RLIMIT_NOFILE: usize = 7;
+/// `RLIMIT_AS`
+pub const RLIMIT_AS: usize = 9;
 /// `PR_SET_NO_NEW_PRIVS`
 pub const PR_SET_NO_NEW_PRIVS: usize = 38;
 /// `PR_SET_NAME`
@@ -107,6 +126,12 @@ macro_rules! sys {
 pub fn reserve(len: usize) -> Result<usize> {
     // SAFETY: a new mapping wherever there is room.
     unsafe { mmap(0, len, 0, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, usize::MAX, 0) }
+}
+
+/// Maps memory of zeros wherever there is room.
+pub fn map_private(len: usize, prot: usize) -> Result<usize> {
+    // SAFETY: a new mapping wherever there is room.
+    unsafe { mmap(0, len, prot, MAP_PRIVATE | MAP_ANONYMOUS, usize::MAX, 0) }
 }
 
 /// Maps `fd` shared wherever there is room.
@@ -220,6 +245,162 @@ fn pipe_with(flags: usize) -> Result<(i32, i32)> {
     // SAFETY: the kernel stores two descriptors.
     unsafe { sys!(pipe2, ends.as_mut_ptr() as usize, O_CLOEXEC | flags) }?;
     Ok((ends[0], ends[1]))
+}
+
+/// A pair of connected sockets that keep messages apart: the first, which does not block, is told who sent each
+/// (`SO_PASSCRED`, `unix(7)`).
+pub fn credential_pair() -> Result<(i32, i32)> {
+    const AF_UNIX: usize = 1;
+    const SOCK_SEQPACKET: usize = 5;
+    const SOL_SOCKET: usize = 1;
+    const SO_PASSCRED: usize = 16;
+    let mut ends = [0i32; 2];
+    // SAFETY: the kernel stores two descriptors.
+    unsafe { sys!(socketpair, AF_UNIX, SOCK_SEQPACKET | O_CLOEXEC, 0, ends.as_mut_ptr() as usize) }?;
+    let one = 1i32;
+    // SAFETY: the kernel reads four bytes.
+    let set = unsafe { sys!(setsockopt, ends[0] as usize, SOL_SOCKET, SO_PASSCRED, &raw const one as usize, 4) };
+    match set.and_then(|_| set_nonblocking(ends[0]).map(|()| 0)) {
+        Ok(_) => Ok((ends[0], ends[1])),
+        Err(errno) => {
+            ends.into_iter().for_each(close);
+            Err(errno)
+        }
+    }
+}
+
+/// Receives a message of two words, and the process id of who sent it. `None` if it was of another size.
+pub fn receive(socket: i32) -> Result<Option<(u32, [u32; 2])>> {
+    #[repr(C)]
+    struct Message {
+        name: [usize; 2],
+        iov: [*mut usize; 1],
+        iov_len: usize,
+        control: *mut Control,
+        control_len: usize,
+        flags: u32,
+    }
+    /// `struct cmsghdr` with `struct ucred`.
+    #[repr(C)]
+    struct Control {
+        len: usize,
+        level: i32,
+        kind: i32,
+        pid: u32,
+        ids: [u32; 2],
+    }
+    const SCM_CREDENTIALS: i32 = 2;
+    let mut words = [0u32; 2];
+    let mut iov = [words.as_mut_ptr() as usize, size_of_val(&words)];
+    let mut control = Control { len: 0, level: 0, kind: 0, pid: 0, ids: [0; 2] };
+    let mut message = Message {
+        name: [0; 2],
+        iov: [iov.as_mut_ptr()],
+        iov_len: 1,
+        control: &raw mut control,
+        control_len: size_of::<Control>(),
+        flags: 0,
+    };
+    // SAFETY: the kernel stores into what `message` names.
+    let len = unsafe { sys!(recvmsg, socket as usize, &raw mut message as usize, 0) }?;
+    // SAFETY: the kernel may have stored there, which the compiler does not see.
+    let (words, control) = unsafe { ((&raw const words).read_volatile(), (&raw const control).read_volatile()) };
+    let known = len == size_of_val(&words) && control.level == 1 && control.kind == SCM_CREDENTIALS;
+    Ok(known.then_some((control.pid, words)))
+}
+
+/// A new epoll.
+pub fn epoll() -> Result<i32> {
+    // SAFETY: makes a descriptor.
+    unsafe { sys!(epoll_create1, O_CLOEXEC) }.map(|fd| fd as i32)
+}
+
+/// What epoll says: `struct epoll_event`, which is packed on x86_64.
+#[repr(C, packed)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Event {
+    events: u32,
+    /// What was given for the descriptor.
+    pub data: u64,
+}
+
+/// Asks epoll to tell `data` when `fd` is readable; with `edge`, each time that it becomes so.
+pub fn epoll_add(epoll: i32, fd: i32, data: u64, edge: bool) -> Result<()> {
+    const EPOLL_CTL_ADD: usize = 1;
+    const EPOLLIN: u32 = 1;
+    const EPOLLET: u32 = 1 << 31;
+    let event = Event { events: EPOLLIN | if edge { EPOLLET } else { 0 }, data };
+    // SAFETY: the kernel reads the event.
+    unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_ADD, fd as usize, &raw const event as usize) }.map(drop)
+}
+
+/// Waits for events for up to `timeout` milliseconds; -1 for ever.
+pub fn epoll_wait(epoll: i32, events: &mut [Event], timeout: i32) -> Result<usize> {
+    // SAFETY: the kernel stores into `events` only.
+    unsafe { sys!(epoll_wait, epoll as usize, events.as_mut_ptr() as usize, events.len(), timeout as isize as usize) }
+}
+
+/// Opens a file as `how` says; a descriptor.
+pub fn openat2(dir: i32, path: &CStr, how: &crate::abi::OpenHow) -> Result<i32> {
+    let how_at = core::ptr::from_ref(how) as usize;
+    // SAFETY: `path` ends in NUL; the kernel reads the rest.
+    unsafe { sys!(openat2, dir as isize as usize, path.as_ptr() as usize, how_at, size_of_val(how)) }
+        .map(|fd| fd as i32)
+}
+
+/// Soft and hard limit of a process (0: the caller), and sets them.
+pub fn limit(pid: u32, which: usize, new: Option<[usize; 2]>) -> Result<[usize; 2]> {
+    let wide = |word: usize| if word == usize::MAX { u64::MAX } else { word as u64 };
+    let new = new.map(|pair| pair.map(wide));
+    let mut old = [0u64; 2];
+    let at = new.as_ref().map_or(0, |new| new.as_ptr() as usize);
+    // SAFETY: the kernel reads and stores two numbers.
+    unsafe { sys!(prlimit64, pid as usize, which, at, old.as_mut_ptr() as usize) }?;
+    Ok(old.map(|word| usize::try_from(word).unwrap_or(usize::MAX)))
+}
+
+/// Wakes up to `n` who sleep on a futex word that processes share; returns how many.
+pub fn futex_wake_some(word: *const u32, n: usize) -> Result<usize> {
+    // SAFETY: wakes only.
+    unsafe { sys!(futex, word as usize, FUTEX_WAKE, n) }
+}
+
+/// Moves one who sleeps at `from`, if that holds `value`, to sleep at `to`; returns whether there was one.
+pub fn futex_requeue(from: *const u32, to: *const u32, value: u32) -> Result<bool> {
+    const FUTEX_CMP_REQUEUE: usize = 4;
+    // SAFETY: moves only.
+    unsafe { sys!(futex, from as usize, FUTEX_CMP_REQUEUE, 0, 1, to as usize, value as usize) }.map(|n| n == 1)
+}
+
+/// Bytes that a process has mapped (`proc(5)`, `statm`).
+pub fn mapped(pid: u32) -> Result<usize> {
+    let mut path = *b"/proc/0000000000/statm\0";
+    let mut rest = pid;
+    for i in (6..16).rev() {
+        path[i] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    // A process id is written without zeros in front.
+    let zeros = path[6..16].iter().take_while(|digit| **digit == b'0').count();
+    path.copy_within(6 + zeros.., 6);
+    let fd = open(CStr::from_bytes_until_nul(&path).map_err(|_| Errno::EINVAL)?)?;
+    let mut text = [0u8; 64];
+    let read = read(fd, &mut text);
+    close(fd);
+    let digits = text.get(..read?).unwrap_or_default().iter().take_while(|byte| byte.is_ascii_digit());
+    Ok(digits.fold(0usize, |pages, digit| pages * 10 + usize::from(digit - b'0')) * crate::abi::PAGE)
+}
+
+/// Lets others run.
+pub fn yield_now() {
+    // SAFETY: gives up the CPU.
+    let _ = unsafe { sys!(sched_yield) };
+}
+
+/// The caller's working folder into `buf`; its length without the NUL.
+pub fn getcwd(buf: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel stores at most `buf.len()` bytes.
+    unsafe { sys!(getcwd, buf.as_mut_ptr() as usize, buf.len()) }.map(|len| len.saturating_sub(1))
 }
 
 /// Closes a descriptor that is the caller's own.
@@ -481,8 +662,7 @@ pub fn now() -> u64 {
 
 /// Wakes everybody who sleeps on a futex word that processes share.
 pub fn futex_wake(word: *const u32) -> Result<usize> {
-    // SAFETY: wakes only.
-    unsafe { sys!(futex, word as usize, FUTEX_WAKE, i32::MAX as usize) }
+    futex_wake_some(word, i32::MAX as usize)
 }
 
 /// Which processors the calling thread may run on.

@@ -3,11 +3,11 @@
 # Waits for a request in the mailbox, checks it in registers, makes the call, answers. Part of T's code, copied into
 # the vault; entered from birth.S and never left.
 #
-#   parameters   %xmm7 vault page   %xmm6 mailbox
-#   locals       %ebx vault page   %ebp mailbox   %esi turn word as last taken or written
+#   parameters   %xmm7 vault   %xmm6 mailbox
+#   locals       %ebx vault   %ebp mailbox   %esi turn word as last taken or written
 #                %edi looks left before T parks (-1: told U that T sleeps; -2: parks)
-#   across calls %xmm7 vault page   %xmm6 mailbox   %xmm5 turn word (a call takes every general register;
-#                not MMX: a pending x87 exception would fault)
+#   across calls %xmm7 vault, and in the next place the number of the last verdict (deep.S)   %xmm6 mailbox
+#                %xmm5 turn word (a call takes every general register; not MMX: a pending x87 exception would fault)
 #   temporaries  %eax %ecx %edx, and %edi (policy row) with %xmm0..%xmm4 (checked arguments) while a request is taken
 #   constant     %esp = 0
 #
@@ -18,20 +18,20 @@
 # int $0x80 only: sysenter reads a word from the stack.
 # Must never: touch the stack; store outside the mailbox; branch through a register or memory; load a word twice.
 
-# Loads argument \i into %ecx and refuses it if it points into the vault, or if it is a descriptor that the sandbox
+# Loads argument \i into %ecx and goes to the broker, which refuses, if it points into the vault, or if it is a descriptor that the sandbox
 # protects. %edi is the policy row.
 .macro TAKE_ARG i:req
     mov     MAILBOX_ARGS + \i * WORD(%ebp), %ecx
     mov     %ecx, %edx
     sub     VAULT_LO(%ebx), %edx
     cmp     VAULT_LEN(%ebx), %edx
-    jb      asc_direct_efault
+    jb      asc_deep
     test    $(1 << \i), %edi
     jz      9f
     mov     %ecx, %edx
     sub     VAULT_FD_LO(%ebx), %edx
     cmp     VAULT_FD_LEN(%ebx), %edx
-    jb      asc_direct_ebadf
+    jb      asc_deep
 9:
 .endm
 
@@ -62,7 +62,7 @@ LABEL asc_direct_poll
     jmp     asc_direct_poll             # U rings, or T sees the request; U sees the reply, or T rings
 2:  lea     MAILBOX_SCRATCH(%ebp), %ecx
     mov     $EVENT_SIZE, %edx
-    mov     VAULT_DOORBELL_T(%ebx), %ebx
+    mov     VERDICT_DOORBELL_T(%ebp), %ebx
     mov     $NR_READ, %eax
     int     $0x80
     cmp     $EVENT_SIZE, %eax
@@ -74,7 +74,7 @@ LABEL asc_direct_ring                   # U says that it sleeps: at worst it is 
     movl    $0, MAILBOX_U_ASLEEP(%ebp)
     lea     VAULT_ONE(%ebx), %ecx
     mov     $EVENT_SIZE, %edx
-    mov     VAULT_DOORBELL_U(%ebx), %ebx
+    mov     VERDICT_DOORBELL_U(%ebp), %ebx
     mov     $NR_WRITE, %eax
     int     $0x80                       # a result is of no use: U can spoil its own doorbell, and only that
     movd    %xmm7, %ebx
@@ -85,21 +85,28 @@ LABEL asc_direct_take
     test    %edi, %edi
     jns     1f
     movl    $0, MAILBOX_T_ASLEEP(%ebp)
-1:  mov     VAULT_DEFAULT_ERRNO(%ebx), %edi
-    mov     MAILBOX_NR(%ebp), %eax
+1:  mov     MAILBOX_NR(%ebp), %eax
     cmp     $TABLE_LEN, %eax
-    jae     asc_direct_refuse
+    jae     asc_deep
     mov     VAULT_TABLE(%ebx, %eax, 4), %edi
     test    $ROW_ALLOW, %edi
-    jz      asc_direct_refuse
+    jz      asc_direct_other
     TAKE_ARG 0
     movd    %ecx, %xmm0
     test    $ROW_SMALL, %edi
     jz      1f
     cmp     $SMALL, %ecx
-    jae     asc_direct_einval
+    jae     asc_deep
 1:  TAKE_ARG 1
     movd    %ecx, %xmm1
+    test    $ROW_FUTEX, %edi
+    jz      1f
+    and     $FUTEX_CMD_MASK, %ecx
+    cmp     $32, %ecx
+    jae     asc_deep
+    bt      %ecx, VAULT_FUTEX_OPS(%ebx)
+    jnc     asc_deep
+1:
     TAKE_ARG 2
     movd    %ecx, %xmm2
     TAKE_ARG 3
@@ -117,30 +124,22 @@ LABEL asc_direct_take
 
 LABEL asc_direct_reply
     movd    %xmm6, %ebp
-    movd    %xmm5, %ecx
     mov     %eax, MAILBOX_RESULT(%ebp)
+LABEL asc_direct_replied                # %ebp mailbox; a script has stored the result
+    movd    %xmm5, %ecx
     inc     %ecx
     movd    %ecx, %xmm5
     mov     %ecx, MAILBOX_TURN(%ebp)    # no fence: whether U sleeps is looked at again before T does
     jmp     asc_direct_idle
 
-LABEL asc_direct_refuse                 # %edi errno
-    neg     %edi
-    mov     %edi, %eax
-    jmp     asc_direct_reply
-LABEL asc_direct_efault
-    mov     $-EFAULT, %eax
-    jmp     asc_direct_reply
-LABEL asc_direct_ebadf
-    mov     $-EBADF, %eax
-    jmp     asc_direct_reply
-LABEL asc_direct_einval
-    mov     $-EINVAL, %eax
-    jmp     asc_direct_reply
+LABEL asc_direct_other
+    test    $ROW_TOKEN, %edi
+    jnz     asc_token
+    jmp     asc_deep                    # with all that is not allowed here, so that refusals are recorded
+
 LABEL asc_direct_die
     mov     $EXIT_DOORBELL, %ebx
     mov     $NR_EXIT, %eax
     int     $0x80
     ud2
-LABEL asc_trusted_end
 END asc_direct

@@ -23,21 +23,3 @@ FUNC asc_fault_entry
     .cfi_adjust_cfa_offset -12
     ret
 END asc_fault_entry
-
-# The restorer: a handler returns here. Strict mode allows sigreturn, which wants the stack pointer at the sigcontext.
-FUNC asc_restore
-    .cfi_undefined %eip
-    pop     %eax
-    mov     $NR_SIGRETURN, %eax
-    int     $0x80
-    ud2
-END asc_restore
-
-# asc_sigreturn(sigcontext): leaves a handler, and any that it interrupted, for the context that is given.
-FUNC asc_sigreturn
-    .cfi_undefined %eip
-    mov     1 * WORD(%esp), %esp
-    mov     $NR_SIGRETURN, %eax
-    int     $0x80
-    ud2
-END asc_sigreturn

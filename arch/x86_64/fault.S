@@ -12,20 +12,3 @@ FUNC asc_fault_entry
     .cfi_adjust_cfa_offset -8
     jmp     {fault_handler}
 END asc_fault_entry
-
-# The restorer: a handler returns here. Strict mode allows rt_sigreturn.
-FUNC asc_restore
-    .cfi_undefined %rip
-    mov     $NR_SIGRETURN, %eax
-    syscall
-    ud2
-END asc_restore
-
-# asc_sigreturn(ucontext): leaves a handler, and any that it interrupted, for the context that is given.
-FUNC asc_sigreturn
-    .cfi_undefined %rip
-    mov     %rdi, %rsp
-    mov     $NR_SIGRETURN, %eax
-    syscall
-    ud2
-END asc_sigreturn

@@ -10,62 +10,96 @@ compile_error!("ascetic runs on x86 and x86_64 Linux only: its trusted thread is
 /// Joins the assembly of one architecture, with the operands that both have and those that one adds.
 macro_rules! assembly {
     ($arch:literal, $($name:ident = $field:ident),* $(,)?) => {
-        use crate::abi::{Line, Mailbox, Step, VaultPage};
+        use crate::abi::{self, Line, Mailbox, OpenHow, Step, Token, Vault, VaultPage, Verdict};
+        use memoffset::offset_of;
         core::arch::global_asm!(
             include_str!(concat!("../../arch/", $arch, "/offsets.S")),
             include_str!("../../arch/macros.S"),
             include_str!(concat!("../../arch/", $arch, "/clone.S")),
             include_str!(concat!("../../arch/", $arch, "/birth.S")),
             include_str!(concat!("../../arch/", $arch, "/direct.S")),
+            include_str!(concat!("../../arch/", $arch, "/deep.S")),
             include_str!(concat!("../../arch/", $arch, "/enter.S")),
             include_str!(concat!("../../arch/", $arch, "/fault.S")),
+            include_str!(concat!("../../arch/", $arch, "/gate.S")),
+            include_str!(concat!("../../arch/", $arch, "/copy.S")),
             word = const size_of::<usize>(),
             eflags_clean = const EFLAGS_CLEAN,
             eflags_ac = const EFLAGS_AC,
             event_size = const size_of::<u64>(),
             exit_doorbell = const crate::trusted::EXIT_DOORBELL,
-            efault = const crate::sys::EFAULT,
-            ebadf = const crate::sys::EBADF,
-            einval = const crate::sys::EINVAL,
+            max_errno = const crate::sys::MAX_ERRNO,
+            futex_cmd_mask = const crate::sys::FUTEX_CMD_MASK,
+            nr_futex = const syscalls::Sysno::futex as i32,
+            nr_openat2 = const syscalls::Sysno::openat2 as i32,
             nr_read = const syscalls::Sysno::read as i32,
             nr_write = const syscalls::Sysno::write as i32,
             nr_clone = const syscalls::Sysno::clone as i32,
             nr_exit = const syscalls::Sysno::exit as i32,
             nr_sigreturn = const NR_SIGRETURN,
-            vault_lo = const memoffset::offset_of!(VaultPage, vault_lo),
-            vault_len = const memoffset::offset_of!(VaultPage, vault_len),
-            vault_fd_lo = const memoffset::offset_of!(VaultPage, fd_lo),
-            vault_fd_len = const memoffset::offset_of!(VaultPage, fd_len),
-            vault_spin = const memoffset::offset_of!(VaultPage, spin),
-            vault_doorbell_t = const memoffset::offset_of!(VaultPage, doorbell_t),
-            vault_doorbell_u = const memoffset::offset_of!(VaultPage, doorbell_u),
-            vault_default_errno = const memoffset::offset_of!(VaultPage, default_errno),
-            vault_mxcsr = const memoffset::offset_of!(VaultPage, mxcsr),
-            vault_one = const memoffset::offset_of!(VaultPage, one),
-            vault_table = const memoffset::offset_of!(VaultPage, table),
-            table_len = const crate::abi::TABLE_LEN,
-            row_allow = const crate::abi::ROW_ALLOW,
-            row_small = const crate::abi::ROW_SMALL,
-            small = const crate::abi::SMALL,
-            step_nr = const memoffset::offset_of!(Step, nr),
-            step_flags = const memoffset::offset_of!(Step, check),
-            step_id = const memoffset::offset_of!(Step, id),
-            step_args = const memoffset::offset_of!(Step, args),
-            step_expect = const memoffset::offset_of!(Step, expect),
+            vault_lo = const offset_of!(VaultPage, vault_lo),
+            vault_len = const offset_of!(VaultPage, vault_len),
+            vault_fd_lo = const offset_of!(VaultPage, fd_lo),
+            vault_fd_len = const offset_of!(VaultPage, fd_len),
+            vault_spin = const offset_of!(VaultPage, spin),
+            vault_alarm = const offset_of!(VaultPage, alarm),
+            vault_futex_ops = const offset_of!(VaultPage, futex_ops),
+            vault_patience = const offset_of!(VaultPage, patience),
+            vault_second = const offset_of!(VaultPage, second),
+            vault_tokens = const offset_of!(Vault, tokens),
+            vault_mxcsr = const offset_of!(VaultPage, mxcsr),
+            vault_one = const offset_of!(VaultPage, one),
+            vault_table = const offset_of!(VaultPage, table),
+            table_len = const abi::TABLE_LEN,
+            row_allow = const abi::ROW_ALLOW,
+            row_small = const abi::ROW_SMALL,
+            small = const abi::SMALL,
+            row_futex = const abi::ROW_FUTEX,
+            row_token = const abi::ROW_TOKEN,
+            tokens = const abi::TOKENS,
+            token_shift = const abi::TOKEN_SHIFT,
+            token_valid = const offset_of!(Token, valid),
+            token_root = const offset_of!(Token, root),
+            token_rest = const offset_of!(Token, rest),
+            token_path = const offset_of!(Token, path),
+            token_how = const offset_of!(Token, how),
+            how_size = const size_of::<OpenHow>(),
+            step_nr = const offset_of!(Step, nr),
+            step_flags = const offset_of!(Step, flags),
+            step_id = const offset_of!(Step, id),
+            step_args = const offset_of!(Step, args),
+            step_expect = const offset_of!(Step, expect),
             step_size = const size_of::<Step>(),
-            step_check = const crate::abi::STEP_CHECK,
-            step_serve = const crate::abi::STEP_SERVE as i32,
-            mailbox_args = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, args),
-            mailbox_nr = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, nr),
-            mailbox_turn = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, turn),
-            mailbox_u_asleep = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, u_asleep),
-            mailbox_t_asleep = const memoffset::offset_of!(Mailbox, line) + memoffset::offset_of!(Line, t_asleep),
-            mailbox_scratch = const memoffset::offset_of!(Mailbox, scratch),
-            mailbox_birth_result = const memoffset::offset_of!(Mailbox, birth_result),
-            context_pc = const memoffset::offset_of!(Context, pc),
-            context_sp = const memoffset::offset_of!(Context, sp),
-            $($name = const memoffset::offset_of!(Context, $field),)*
+            step_check = const abi::STEP_CHECK,
+            step_must = const abi::STEP_MUST,
+            step_stop = const abi::STEP_STOP,
+            step_save = const abi::STEP_SAVE,
+            step_keep = const abi::STEP_KEEP,
+            step_clone_t = const abi::STEP_CLONE_T,
+            step_clone = const abi::STEP_CLONE_T | abi::STEP_CLONE_U,
+            step_serve = const abi::STEP_SERVE as i32,
+            step_ask = const abi::STEP_ASK as i32,
+            verdict = const -(abi::VERDICT_TO_MAILBOX as isize),
+            verdict_ask = const offset_of!(Verdict, ask),
+            verdict_seq = const offset_of!(Verdict, seq),
+            verdict_doorbell_t = const offset_of!(Verdict, doorbell_t),
+            verdict_doorbell_u = const offset_of!(Verdict, doorbell_u),
+            verdict_script = const offset_of!(Verdict, script),
+            verdict_t = const offset_of!(Verdict, t),
+            verdict_u = const offset_of!(Verdict, u),
+            mailbox_args = const offset_of!(Mailbox, line) + offset_of!(Line, args),
+            mailbox_nr = const offset_of!(Mailbox, line) + offset_of!(Line, nr),
+            mailbox_turn = const offset_of!(Mailbox, line) + offset_of!(Line, turn),
+            mailbox_u_asleep = const offset_of!(Mailbox, line) + offset_of!(Line, u_asleep),
+            mailbox_t_asleep = const offset_of!(Mailbox, line) + offset_of!(Line, t_asleep),
+            mailbox_asks = const offset_of!(Mailbox, asks),
+            mailbox_scratch = const offset_of!(Mailbox, scratch),
+            mailbox_birth_result = const offset_of!(Mailbox, birth_result),
+            context_pc = const offset_of!(Context, pc),
+            context_sp = const offset_of!(Context, sp),
+            $($name = const offset_of!(Context, $field),)*
             fault_handler = sym crate::fault::handler,
+            thread_start = sym crate::untrusted::thread::start,
             options(att_syntax)
         );
     };
@@ -80,7 +114,7 @@ mod imp;
 
 pub use imp::*;
 
-use crate::abi::{Mailbox, Step, VaultPage};
+use crate::abi::{Mailbox, Step, Vault};
 
 /// Notes the control words of the FPU, which belong to what a called function preserves.
 pub fn save_control_words(context: &mut Context) {
@@ -100,6 +134,13 @@ pub fn load_control_words(context: &Context) {
     }
 }
 
+/// Address and length of the gates.
+pub fn gates() -> (usize, usize) {
+    let from = asc_gate as *const () as usize;
+    // The kernel compares with the address behind the instruction.
+    (from, asc_gate_end as *const () as usize - from)
+}
+
 unsafe extern "C" {
     /// `arch/*/clone.S`. Returns the child's id or a negative `errno`; the child goes to `entry`.
     ///
@@ -111,7 +152,7 @@ unsafe extern "C" {
         flags: usize,
         sp: usize,
         entry: usize,
-        vault: *const VaultPage,
+        vault: *const Vault,
         mailbox: *const Mailbox,
         script: *const Step,
         id: *mut u32,
@@ -129,9 +170,39 @@ unsafe extern "C" {
     ) -> isize;
     /// `arch/*/fault.S`: the signal handler that the kernel enters.
     pub fn asc_fault_entry();
-    /// `arch/*/fault.S`: the restorer of signal handlers.
+    /// `arch/*/gate.S`: a system call that strict mode allows.
+    ///
+    /// # Safety
+    ///
+    /// As the call's manual page says of these arguments.
+    pub fn asc_gate(nr: u32, a: usize, b: usize, c: usize) -> usize;
+    /// `arch/*/gate.S`: behind the last gate.
+    pub fn asc_gate_end();
+    /// `arch/*/gate.S`: where a new thread starts.
+    pub fn asc_thread();
+    /// `arch/*/copy.S`: copies memory that may not be there; returns how much was not copied.
+    ///
+    /// # Safety
+    ///
+    /// The caller is a guest. What can be written to is its own.
+    pub fn asc_copy(to: *mut u8, from: *const u8, n: usize) -> usize;
+    /// `arch/*/copy.S`: the same for text that ends in 0; returns how much was copied, or -1.
+    ///
+    /// # Safety
+    ///
+    /// As [`asc_copy`].
+    pub fn asc_copy_string(to: *mut u8, from: *const u8, n: usize) -> isize;
+    /// `arch/*/copy.S`: where `asc_copy` faults, and where it then goes on.
+    pub fn asc_copy_at();
+    /// See [`asc_copy_at`].
+    pub fn asc_copy_fault();
+    /// `arch/*/copy.S`: where `asc_copy_string` faults when it reads, and where it then goes on.
+    pub fn asc_copy_string_at();
+    /// See [`asc_copy_string_at`].
+    pub fn asc_copy_string_fault();
+    /// `arch/*/gate.S`: the restorer of signal handlers.
     pub fn asc_restore();
-    /// `arch/*/fault.S`: leaves all handlers for a saved context.
+    /// `arch/*/gate.S`: leaves all handlers for a saved context.
     ///
     /// # Safety
     ///

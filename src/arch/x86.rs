@@ -1,5 +1,6 @@
 //! x86 (i686): `int $0x80`, `sigreturn`, the old frame without siginfo.
 
+use crate::abi::UserDesc;
 use crate::signal::{AltStack, SigSet};
 use syscalls::Sysno;
 
@@ -24,6 +25,56 @@ pub const SA_FRAME: usize = 0;
 pub const RED_ZONE: usize = 0;
 /// The bytes of a trap that is not repeated by returning to it, and how far behind it the program counter is.
 pub const BREAKPOINTS: [(&[u8], usize); 3] = [(&[0xcc], 1), (&[0xf1], 1), (&[0xcd, 3], 2)];
+
+/// The most bytes that a [`Frame`] has.
+pub const FRAME_MAX: usize = 1024;
+
+/// Whether this is a 32-bit kernel: its segments are elsewhere than a 64-bit one's (`arch/x86/include/asm/segment.h`).
+fn is_32_bit_kernel() -> bool {
+    let cs: u32;
+    // SAFETY: reading a segment selector has no effect.
+    unsafe { core::arch::asm!("mov {0:e}, cs", out(reg) cs, options(nomem, nostack, preserves_flags)) };
+    cs & 0xffff == 0x73
+}
+
+/// The last of the three segments that a thread can set (`GDT_ENTRY_TLS_MAX`): the runtime's. A libc takes the first.
+fn state_entry() -> u32 {
+    if is_32_bit_kernel() { 8 } else { 14 }
+}
+
+/// The calls that give U its segments: the runtime's state, where %fs begins, and the thread-local storage that the guest
+/// asked for (`struct user_desc`), where its own selector says. `descriptors` puts them where the sandbox can read them.
+pub fn segment_calls(
+    state: usize,
+    tls: Option<[u32; 4]>,
+    descriptors: impl FnOnce([UserDesc; 2]) -> usize,
+) -> [Option<(Sysno, [usize; 2])>; 2] {
+    const SEG_32BIT_PAGES_USEABLE: u32 = 1 | 1 << 4 | 1 << 6;
+    let ours = UserDesc { entry: state_entry(), base: state as u32, limit: 0xf_ffff, flags: SEG_32BIT_PAGES_USEABLE };
+    let [entry, base, limit, flags] = tls.unwrap_or_default();
+    // A guest that takes the runtime's own is refused by the kernel: there is no such segment.
+    let entry = if entry == state_entry() { 0 } else { entry };
+    let at = descriptors([ours, UserDesc { entry, base, limit, flags }]);
+    let call = |i: usize| (Sysno::set_thread_area, [at + i * size_of::<UserDesc>(), 0]);
+    [Some(call(0)), tls.map(|_| call(1))]
+}
+
+/// The first word where the runtime's segment begins: in a guest, the address of its state.
+pub fn segment_word() -> usize {
+    let word;
+    // SAFETY: a guest's segment begins with its state, which is mapped; only guests call this.
+    unsafe { core::arch::asm!("mov {}, fs:[0]", out(reg) word, options(nostack, preserves_flags, readonly)) };
+    word
+}
+
+/// About where the caller is.
+#[inline(always)]
+pub fn here() -> usize {
+    let pc;
+    // SAFETY: computes an address; the stack is as it was.
+    unsafe { core::arch::asm!("call 2f", "2: pop {}", out(reg) pc, options(preserves_flags)) };
+    pc
+}
 
 /// The registers that a called function preserves, and where the caller goes on.
 #[repr(C)]
@@ -141,6 +192,43 @@ impl Frame {
         Self::with(gregs, context.pc, mask)
     }
 
+    /// A frame that starts a new thread's runtime: `f` gets `state` and `k` in its registers.
+    pub fn thread(f: usize, state: usize, k: usize, sp: usize, mask: SigSet, _alt: AltStack) -> Self {
+        let mut gregs = [0; 8];
+        gregs[EAX] = state as u32;
+        gregs[EDX] = k as u32;
+        gregs[ESP] = sp as u32;
+        Self::with(gregs, f, mask)
+    }
+
+    /// Makes the frame one that this thread's kernel accepts, whoever wrote it: with the mask that is given, and extended
+    /// state at `fpstate` (0 for none).
+    pub fn adopt(&mut self, mask: SigSet, _alt: AltStack, fpstate: usize) {
+        [self.oldmask, self.extramask] = mask.words();
+        self.fpstate = fpstate as u32;
+    }
+
+    /// The result of a call.
+    pub fn set_result(&mut self, result: usize) {
+        self.gregs[EAX] = result as u32;
+    }
+    /// Sets the stack pointer.
+    pub fn set_sp(&mut self, sp: usize) {
+        self.gregs[ESP] = sp as u32;
+    }
+    /// Whether the interrupted code runs in this architecture's mode.
+    pub fn is_native(&self) -> bool {
+        matches!(self.cs & 0xffff, 0x23 | 0x73)
+    }
+    /// Sets the selector of the runtime's segment.
+    pub fn set_state_segment(&mut self) {
+        self.segments[1] = state_entry() << 3 | 3;
+    }
+    /// Sets the selector of the thread-local storage that `tls` (`struct user_desc`) describes.
+    pub fn set_tls(&mut self, tls: [u32; 4]) {
+        self.segments[0] = tls[0] << 3 | 3;
+    }
+
     /// All registers, as [`REGISTERS`] names them.
     pub fn registers(&self) -> [u64; 19] {
         let g = &self.gregs;
@@ -255,8 +343,5 @@ pub unsafe fn syscall3(nr: usize, a: usize, b: usize, c: usize) -> usize {
 /// Selector whose limit holds the processor's number (`GDT_ENTRY_CPUNODE`, `arch/x86/include/asm/segment.h`): a
 /// 32-bit kernel, whose user code segment is 0x73, has it elsewhere than a 64-bit one.
 pub fn cpunode_selector() -> u32 {
-    let cs: u32;
-    // SAFETY: reading a segment selector has no effect.
-    unsafe { core::arch::asm!("mov {0:e}, cs", out(reg) cs, options(nomem, nostack, preserves_flags)) };
-    if cs & 0xffff == 0x73 { 28 * 8 + 3 } else { 0x7b }
+    if is_32_bit_kernel() { 28 * 8 + 3 } else { 0x7b }
 }

@@ -1,5 +1,6 @@
 //! x86_64: `syscall`, `rt_sigreturn`, the siginfo frame.
 
+use crate::abi::UserDesc;
 use crate::signal::{AltStack, SigSet};
 use syscalls::Sysno;
 
@@ -31,6 +32,39 @@ pub const SA_FRAME: usize = 4;
 pub const RED_ZONE: usize = 128;
 /// The bytes of a trap that is not repeated by returning to it, and how far behind it the program counter is.
 pub const BREAKPOINTS: [(&[u8], usize); 3] = [(&[0xcc], 1), (&[0xf1], 1), (&[0xcd, 3], 2)];
+
+/// The most bytes that a [`Frame`] has.
+pub const FRAME_MAX: usize = 1024;
+const ARCH_SET_GS: usize = 0x1001;
+const ARCH_SET_FS: usize = 0x1002;
+
+/// The calls that give U its segments: the runtime's state, where %gs begins, and the thread-local storage that the guest
+/// asked for, where %fs does.
+pub fn segment_calls(
+    state: usize,
+    tls: Option<[u32; 4]>,
+    _descriptors: impl FnOnce([UserDesc; 2]) -> usize,
+) -> [Option<(Sysno, [usize; 2])>; 2] {
+    let tls = tls.map(|[lo, hi, ..]| (u64::from(lo) | u64::from(hi) << 32) as usize);
+    [Some((Sysno::arch_prctl, [ARCH_SET_GS, state])), tls.map(|tls| (Sysno::arch_prctl, [ARCH_SET_FS, tls]))]
+}
+
+/// The first word where the runtime's segment begins: in a guest, the address of its state.
+pub fn segment_word() -> usize {
+    let word;
+    // SAFETY: a guest's segment begins with its state, which is mapped; only guests call this.
+    unsafe { core::arch::asm!("mov {}, gs:[0]", out(reg) word, options(nostack, preserves_flags, readonly)) };
+    word
+}
+
+/// About where the caller is.
+#[inline(always)]
+pub fn here() -> usize {
+    let pc;
+    // SAFETY: computes an address.
+    unsafe { core::arch::asm!("lea {}, [rip]", out(reg) pc, options(nostack, preserves_flags, nomem)) };
+    pc
+}
 
 /// The registers that a called function preserves, and where the caller goes on.
 #[repr(C)]
@@ -84,6 +118,7 @@ pub struct Frame {
 const RBP: usize = 10;
 const RBX: usize = 11;
 const RDI: usize = 8;
+const RSI: usize = 9;
 const RAX: usize = 13;
 const RDX: usize = 12;
 const RCX: usize = 14;
@@ -152,6 +187,43 @@ impl Frame {
         Self::with(gregs, mask, alt)
     }
 
+    /// A frame that starts a new thread's runtime: `f` gets `state` and `k` in its first registers.
+    pub fn thread(f: usize, state: usize, k: usize, sp: usize, mask: SigSet, alt: AltStack) -> Self {
+        let mut gregs = [0; 18];
+        gregs[RIP] = f as u64;
+        gregs[RDI] = state as u64;
+        gregs[RSI] = k as u64;
+        gregs[RSP] = sp as u64 - 8;
+        gregs[EFLAGS] = u64::from(EFLAGS_CLEAN);
+        Self::with(gregs, mask, alt)
+    }
+
+    /// Makes the frame one that this thread's kernel accepts, whoever wrote it: with the alternate stack and the mask that
+    /// are given, and extended state at `fpstate` (0 for none).
+    pub fn adopt(&mut self, mask: SigSet, alt: AltStack, fpstate: usize) {
+        self.uc_flags = UC_FLAGS | if fpstate != 0 { self.uc_flags & 1 } else { 0 }; // UC_FP_XSTATE
+        self.uc_stack = alt;
+        self.sigmask = mask;
+        self.fpstate = fpstate as u64;
+    }
+
+    /// The result of a call.
+    pub fn set_result(&mut self, result: usize) {
+        self.gregs[RAX] = result as u64;
+    }
+    /// Sets the stack pointer.
+    pub fn set_sp(&mut self, sp: usize) {
+        self.gregs[RSP] = sp as u64;
+    }
+    /// Whether the interrupted code runs in this architecture's mode.
+    pub fn is_native(&self) -> bool {
+        self.cs == USER_CS
+    }
+    /// Sets the runtime's segment: nothing to do, the base stays.
+    pub fn set_state_segment(&mut self) {}
+    /// Sets the selector of the thread-local storage that `tls` (`struct user_desc`) describes: none here.
+    pub fn set_tls(&mut self, _tls: [u32; 4]) {}
+
     /// All registers, as [`REGISTERS`] names them.
     pub fn registers(&self) -> [u64; 27] {
         let mut all = [0; 27];
@@ -199,7 +271,7 @@ impl Frame {
     /// Arguments of the call that a filter trapped.
     pub fn syscall_args(&self) -> [usize; 6] {
         // rdi, rsi, rdx, r10, r8, r9
-        [RDI, 9, RDX, 2, 0, 1].map(|i| self.gregs.get(i).map_or(0, |v| *v as usize))
+        [RDI, RSI, RDX, 2, 0, 1].map(|i| self.gregs.get(i).map_or(0, |v| *v as usize))
     }
     /// Sets the trap flag: one instruction of the interrupted code runs.
     pub fn single_step(&mut self) {

@@ -13,9 +13,11 @@ mod report;
 pub mod tsc;
 
 use crate::arch::{self, Frame};
-use crate::signal::{self, AltStack, SIGABRT, SIGSEGV, SIGSYS, SIGTRAP, SigInfo};
+use crate::pair::from_state;
+use crate::signal::{self, AltStack, SIGABRT, SIGBUS, SIGSEGV, SIGSYS, SIGTRAP, SigInfo};
+#[cfg(target_arch = "x86_64")]
 use crate::sys;
-use crate::untrusted::{self, State};
+use crate::untrusted::{self, State, dispatch, gate};
 #[cfg(target_arch = "x86_64")]
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -61,6 +63,14 @@ impl FaultState {
     }
 }
 
+impl FaultState {
+    /// Notes the same for another pair, whose guest's stack nobody knows.
+    pub(crate) fn again(&mut self, first: &Self, alt: AltStack) {
+        self.altstack = (alt.sp, alt.sp.wrapping_add(alt.size));
+        self.vault = first.vault;
+    }
+}
+
 #[cfg(feature = "experiments")]
 impl FaultState {
     pub(crate) fn vault(&self) -> (usize, usize) {
@@ -83,12 +93,16 @@ pub(crate) fn fsgsbase() -> bool {
 ///
 /// Called by the kernel, with a frame that it built on this thread's alternate stack.
 pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *mut Frame) {
-    let state = untrusted::state();
-    if state.is_null() {
-        return;
-    }
+    // Whatever the guest made of its segments: the handler runs on the pair's alternate stack.
+    let state = from_state::of(frame.addr());
     // SAFETY: the frame and the info are the kernel's; the state is mapped and this thread's own.
     unsafe {
+        if matches!(sig, SIGSEGV | SIGBUS) && copies(frame) {
+            return;
+        }
+        if sig == SIGSYS && (*state).fault.stage == IDLE && dispatch::handle(state, info, frame) {
+            return;
+        }
         let (code, addr) = if info.is_null() { (NO_CODE, (*frame).cr2()) } else { ((*info).code, (*info).addr) };
         match (*state).fault.stage {
             // What somebody sent can have the exception number of an earlier fault.
@@ -118,6 +132,40 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
             }
         }
     }
+}
+
+/// If a copy of guest memory faulted, has it go on where it says so.
+///
+/// # Safety
+///
+/// As [`handler`].
+unsafe fn copies(frame: *mut Frame) -> bool {
+    let labels: [(unsafe extern "C" fn(), unsafe extern "C" fn()); 2] =
+        [(arch::asc_copy_at, arch::asc_copy_fault), (arch::asc_copy_string_at, arch::asc_copy_string_fault)];
+    // SAFETY: the caller's.
+    unsafe {
+        let pc = (*frame).pc();
+        for (at, on) in labels {
+            if pc == at as usize {
+                (*frame).set_pc(on as usize);
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// Whether the program counter is behind a system call instruction.
+///
+/// # Safety
+///
+/// As [`handler`].
+pub(crate) unsafe fn behind_call(state: *mut State, frame: *mut Frame) -> bool {
+    let mut behind = [0u8; 2];
+    // SAFETY: the caller's.
+    let read = unsafe { peek(state, (*frame).pc().wrapping_sub(2), behind.as_mut_ptr(), 2) };
+    // `int $0x80`, `sysenter`, `syscall`
+    read == 2 && matches!(behind, [0xcd, 0x80] | [0x0f, 0x34] | [0x0f, 0x05])
 }
 
 /// Whether somebody sent the signal, rather than an instruction causing it. Where the frame does not tell, what cannot
@@ -213,10 +261,10 @@ pub(crate) unsafe fn peek(state: *mut State, from: usize, to: *mut u8, len: usiz
         let want = len.wrapping_sub(done).min(in_page);
         // SAFETY: the kernel checks `at`; `to` has room for what was asked.
         let got = unsafe {
-            match sys::write_from((*state).probe_write, at, want) {
+            match gate::write_from((*state).probe_write, at, want) {
                 Ok(n) => {
                     let room = core::slice::from_raw_parts_mut(to.wrapping_add(done), n);
-                    sys::read((*state).probe_read, room).unwrap_or(0)
+                    gate::read((*state).probe_read, room).unwrap_or(0)
                 }
                 Err(_) => 0,
             }
@@ -229,6 +277,27 @@ pub(crate) unsafe fn peek(state: *mut State, from: usize, to: *mut u8, len: usiz
     done
 }
 
+/// How long the extended state is that the kernel saved at `fpstate`, in bytes; 0 if there is none. Its size is in the
+/// bytes that FXSAVE leaves to software (`struct _fpx_sw_bytes`, `uapi/asm/sigcontext.h`).
+///
+/// # Safety
+///
+/// `state` is this thread's.
+pub(crate) unsafe fn extended_len(state: *mut State, fpstate: usize) -> usize {
+    const SW_BYTES: usize = 464;
+    const EXTENDED_SIZE: usize = 4;
+    const MAGIC1: u32 = 0x4650_5853;
+    if fpstate == 0 {
+        return 0;
+    }
+    let (fxsave, legacy) = Frame::FXSAVE;
+    let at = fpstate.wrapping_add(fxsave).wrapping_add(SW_BYTES);
+    let mut words = [0u32; 2];
+    // SAFETY: the caller's.
+    unsafe { peek(state, at, words.as_mut_ptr().cast(), 4 + EXTENDED_SIZE) };
+    if words[0] == MAGIC1 { words[1] as usize } else { legacy }
+}
+
 /// Empties the probe pipe, should the guest have put something there.
 ///
 /// # Safety
@@ -239,7 +308,7 @@ pub(crate) unsafe fn drain(state: *mut State) {
     for _ in 0..256 {
         // SAFETY: the caller's.
         let (fd, buffer) = unsafe { ((*state).probe_read, &mut (*state).fault.buffer) };
-        if !matches!(sys::read(fd, buffer), Ok(n) if n > 0) {
+        if !matches!(gate::read(fd, buffer), Ok(n) if n > 0) {
             return;
         }
     }

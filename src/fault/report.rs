@@ -5,10 +5,10 @@ use crate::fault::classify::{Facts, classify};
 use crate::fault::record::{
     BACKTRACE_MAX, CODE_AROUND, FaultBody, Kind, LayoutBody, MAGIC, MemoryBody, STACK_MAX, VERSION,
 };
-use crate::fault::{CHUNK, NO_CODE, drain, peek};
+use crate::fault::{CHUNK, NO_CODE, drain, extended_len, peek};
 use crate::signal;
-use crate::sys::{self, Errno};
-use crate::untrusted::{CallRecord, RING, State};
+use crate::sys::Errno;
+use crate::untrusted::{CallRecord, RING, State, gate};
 
 /// Attempts at a descriptor that says `EAGAIN`: some tens of milliseconds.
 const PATIENCE: u32 = 100_000;
@@ -26,7 +26,7 @@ impl Out {
     fn write(&mut self, mut bytes: &[u8]) {
         let mut patience = PATIENCE;
         while self.good && !bytes.is_empty() {
-            match sys::write(self.fd, bytes) {
+            match gate::write(self.fd, bytes) {
                 Ok(n) => {
                     self.total = self.total.wrapping_add(n as u64);
                     bytes = bytes.get(n..).unwrap_or_default();
@@ -321,27 +321,12 @@ unsafe fn memory(out: &mut Out, state: *mut State, kind: Kind, from: usize, len:
     any
 }
 
-/// The extended state as the kernel saved it: its size is in the frame, in the bytes that FXSAVE leaves to software
-/// (`struct _fpx_sw_bytes`, `uapi/asm/sigcontext.h`).
+/// The extended state as the kernel saved it.
 unsafe fn extended(out: &mut Out, state: *mut State, fpstate: usize) {
-    const SW_BYTES: usize = 464;
-    const XSTATE_SIZE: usize = 16;
-    const MAGIC1: [u8; 4] = 0x4650_5853u32.to_le_bytes();
     const SANE: usize = 32 * 1024;
-    if fpstate == 0 {
-        return;
-    }
-    let (fxsave, mut len) = Frame::FXSAVE;
-    let at = fpstate.wrapping_add(fxsave).wrapping_add(SW_BYTES);
-    let (mut magic, mut size) = ([0u8; 4], [0u8; 4]);
     // SAFETY: as `report`.
     unsafe {
-        peek(state, at, magic.as_mut_ptr(), 4);
-        peek(state, at.wrapping_add(XSTATE_SIZE), size.as_mut_ptr(), 4);
+        let len = extended_len(state, fpstate).min(SANE);
+        memory(out, state, Kind::ExtendedState, fpstate, len);
     }
-    if magic == MAGIC1 {
-        len = fxsave.wrapping_add(u32::from_le_bytes(size) as usize).min(SANE);
-    }
-    // SAFETY: as `report`.
-    unsafe { memory(out, state, Kind::ExtendedState, fpstate, len) };
 }

@@ -75,6 +75,14 @@ struct Trusted {
     asleep: u64,
     /// Offset of MXCSR's clean value in the vault page.
     mxcsr: u64,
+    /// Distance of the verdict from the mailbox, below it.
+    verdict: i64,
+    /// Bytes of the verdict that T looks at.
+    stride: i64,
+    /// Offset in a step of a new task's mailbox.
+    child: u64,
+    /// Offset in the vault of what is added to the number of the last verdict, beside the vault's address.
+    second: u64,
 }
 
 impl Trusted {
@@ -92,6 +100,10 @@ impl Trusted {
             turn: value("MAILBOX_TURN")?,
             asleep: value("MAILBOX_T_ASLEEP")?,
             mxcsr: value("VAULT_MXCSR")?,
+            verdict: signed(if programs.arch == Arch::X86_64 { 64 } else { 32 }, value("VERDICT")?),
+            stride: 16 * 1024,
+            child: value("STEP_EXPECT")?,
+            second: value("VAULT_SECOND")?,
             base,
             code,
         })
@@ -209,6 +221,12 @@ impl Trusted {
             let reads = !matches!(memory.access(), OpAccess::Write | OpAccess::CondWrite | OpAccess::NoMemAccess);
             let size = memory.memory_size().size() as u64;
             let offset = memory.displacement();
+            // The verdict lies at a fixed distance below the mailbox; it is the vault's.
+            let below = signed(self.bits(), offset) - self.verdict;
+            let holds = match holds {
+                Some(Holds::Mailbox) if (0..self.stride).contains(&below) => Some(Holds::Vault),
+                other => other,
+            };
             let indexed = memory.index() != Register::None;
             let inside = !indexed && offset.checked_add(size).is_some_and(|end| end <= PAGE);
             if writes && !(holds == Some(Holds::Mailbox) && inside) {
@@ -250,11 +268,39 @@ impl Trusted {
             {
                 state.get(instruction.op1_register())
             }
+            // The address of a verdict's script, or of a token.
+            Mnemonic::Lea => match state.get(instruction.memory_base()) {
+                Some(Holds::Mailbox) => {
+                    let below = signed(self.bits(), instruction.memory_displacement64()) - self.verdict;
+                    (0..self.stride).contains(&below).then_some(Holds::Script)
+                }
+                Some(Holds::Vault) => Some(Holds::Vault),
+                _ => None,
+            },
+            // A new task's mailbox is in the step that made it.
+            Mnemonic::Mov
+                if state.get(instruction.memory_base()) == Some(Holds::Script)
+                    && instruction.op0_register().full_register() == Register::RBP
+                    && instruction.memory_displacement64() == self.child =>
+            {
+                Some(Holds::Mailbox)
+            }
+            // Adds to the other places of the register.
+            Mnemonic::Paddd
+                if state.get(instruction.memory_base()) == Some(Holds::Vault)
+                    && instruction.memory_displacement64() == self.second =>
+            {
+                state.get(instruction.op0_register())
+            }
             Mnemonic::Add if instruction.op0_kind() == OpKind::Register => {
                 state.get(instruction.op0_register()).filter(|holds| *holds == Holds::Script)
             }
             _ => None,
         };
+        let swapped = (instruction.mnemonic() == Mnemonic::Xchg).then(|| {
+            let (a, b) = (instruction.op0_register(), instruction.op1_register());
+            [(a, state.get(b)), (b, state.get(a))]
+        });
         for used in info.used_registers() {
             if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None) {
                 state.set(used.register(), None);
@@ -262,6 +308,9 @@ impl Trusted {
         }
         if instruction.op0_kind() == OpKind::Register && moved.is_some() {
             state.set(instruction.op0_register(), moved);
+        }
+        for (register, holds) in swapped.into_iter().flatten() {
+            state.set(register, holds);
         }
         match instruction.mnemonic() {
             Mnemonic::Syscall if self.arch == Arch::X86_64 => {
@@ -276,6 +325,11 @@ impl Trusted {
             _ => {}
         }
     }
+}
+
+/// An address difference of a program of so many bits.
+fn signed(bits: u32, value: u64) -> i64 {
+    if bits == 32 { i64::from(value as u32 as i32) } else { value as i64 }
 }
 
 /// Where the program counter can go.

@@ -42,7 +42,7 @@ fn main(_: Args) {
     println!("end");
 }
 
-fn spawn(config: &Config<'_>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Sandbox {
+fn spawn<'a>(config: &Config<'a>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Sandbox<'a> {
     sandbox::spawn(config, guest, arg).unwrap_or_else(|error| {
         println!("error {error}");
         exit(1)

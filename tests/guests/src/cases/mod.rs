@@ -108,7 +108,7 @@ pub fn emulated() -> bool {
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts a guest; a failure to do so fails the case.
-pub fn spawn(config: &Config<'_>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Sandbox {
+pub fn spawn<'a>(config: &Config<'a>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Sandbox<'a> {
     match sandbox::spawn(config, guest, arg) {
         Ok(sandbox) => sandbox,
         Err(error) => {

@@ -3,10 +3,17 @@
 //! Everything here runs in the guest's own hands: it can be changed, skipped or forged by guest code, and nothing
 //! outside depends on it.
 
+mod carry;
+pub(crate) mod dispatch;
+mod emulate;
+pub(crate) mod gate;
+pub mod thread;
+
 use crate::abi::{Mailbox, PAGE};
+use crate::arch;
 use crate::sys::{self, Errno, Sysno};
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use static_assertions::const_assert;
 
 /// Brokered calls that are remembered for the reporter.
@@ -32,6 +39,10 @@ pub struct CallRecord {
 #[repr(C, align(4096))]
 #[derive(Debug)]
 pub struct State {
+    /// This state's own address: where the runtime's segment begins.
+    pub(crate) this: *mut State,
+    /// The number of the pair.
+    pub(crate) pair: usize,
     pub(crate) mailbox: *mut Mailbox,
     pub(crate) entry: extern "C" fn(usize) -> i32,
     pub(crate) arg: usize,
@@ -48,6 +59,14 @@ pub struct State {
     pub(crate) in_time: u32,
     pub(crate) turn: u32,
     pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    /// Whether calls that the guest makes itself are caught; `selector` says whether they are now (1) or pass (0).
+    pub(crate) dispatch: bool,
+    pub(crate) selector: u8,
+    /// Whether there can be other threads.
+    pub(crate) threads: bool,
+    /// Where the guest wants 0 when this thread ends (`set_tid_address`); 0 for nowhere.
+    pub(crate) clear_tid: usize,
     pub(crate) calls: u32,
     pub(crate) raises: u32,
     pub(crate) ring: [CallRecord; RING],
@@ -55,21 +74,24 @@ pub struct State {
     pub(crate) annotations: [u8; ANNOTATIONS],
     pub(crate) tsc_last: u64,
     pub(crate) fault: crate::fault::FaultState,
+    /// What a new thread starts from.
+    pub(crate) start: thread::Start,
 }
 
-const_assert!(size_of::<State>() <= 4 * PAGE);
+const_assert!(size_of::<State>() <= 6 * PAGE);
+const_assert!(core::mem::offset_of!(State, this) == 0);
 
-/// The state of this thread's pair. Set before guest code runs, in the sandbox's copy of memory only.
-static STATE: AtomicPtr<State> = AtomicPtr::new(core::ptr::null_mut());
+/// Whether this is a sandbox. Set in the sandbox's copy of memory only.
+static GUEST: AtomicBool = AtomicBool::new(false);
 
-/// Makes `state` this process's. Called by set-up code, in the sandbox.
-pub(crate) fn adopt(state: *mut State) {
-    STATE.store(state, Ordering::Relaxed);
+/// Makes this process a sandbox. Called by set-up code, in the sandbox.
+pub(crate) fn adopt() {
+    GUEST.store(true, Ordering::Relaxed);
 }
 
 /// The state of this thread's pair; null outside a sandbox.
 pub(crate) fn state() -> *mut State {
-    STATE.load(Ordering::Relaxed)
+    if GUEST.load(Ordering::Relaxed) { arch::segment_word() as *mut State } else { core::ptr::null_mut() }
 }
 
 /// Whether the caller is a guest.
@@ -81,11 +103,19 @@ pub fn is_guest() -> bool {
 pub(crate) extern "C" fn start(state: *mut State) -> ! {
     // SAFETY: set-up filled the state in; it stays mapped, and no other thread of this pair exists.
     let (entry, arg) = unsafe { ((*state).entry, (*state).arg) };
-    exit(entry(arg))
+    begin();
+    let status = entry(arg);
+    exit(status)
 }
 
-/// Makes a system call through T. `getpid` and `gettid` are answered here: T's would be T's own; `exit` and
-/// `exit_group` end the guest.
+/// From here on, the guest's own calls are caught, if they are to be.
+pub(crate) fn begin() {
+    let state = state();
+    // SAFETY: a guest's state is mapped; the kernel reads the selector at every call.
+    unsafe { (&raw mut (*state).selector).write_volatile(u8::from((*state).dispatch)) };
+}
+
+/// Makes a system call: through T, unless strict mode allows it, or it concerns nothing but this thread.
 ///
 /// # Errors
 ///
@@ -95,16 +125,24 @@ pub(crate) extern "C" fn start(state: *mut State) -> ! {
 /// # Safety
 ///
 /// As the call's manual page says of these arguments.
+#[inline(always)]
 pub unsafe fn call(nr: Sysno, args: [usize; 6]) -> sys::Result<usize> {
-    if state().is_null() {
+    let pc = arch::here();
+    // SAFETY: the caller's.
+    unsafe { call_at(nr, args, pc) }
+}
+
+/// # Safety
+///
+/// As [`call`].
+#[inline(never)]
+unsafe fn call_at(nr: Sysno, args: [usize; 6], pc: usize) -> sys::Result<usize> {
+    let state = state();
+    if state.is_null() {
         return Err(Errno::EPERM);
     }
-    match nr {
-        Sysno::getpid | Sysno::gettid => Ok(getpid() as usize),
-        Sysno::exit | Sysno::exit_group => exit(args[0] as i32),
-        // SAFETY: the caller's.
-        _ => Errno::from_ret(unsafe { call_raw(nr as u32, args) }),
-    }
+    // SAFETY: the caller's; the state is this thread's.
+    Errno::from_ret(unsafe { emulate::call(state, nr as u32, args, pc, core::ptr::null_mut()) })
 }
 
 /// Like [`call`], by number, with nothing answered here: what T says to it. Returns a negative `errno` on failure.
@@ -113,15 +151,35 @@ pub unsafe fn call(nr: Sysno, args: [usize; 6]) -> sys::Result<usize> {
 ///
 /// The caller is a guest; otherwise as [`call`].
 pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
-    let state = state();
+    // SAFETY: the caller's; the state is this thread's.
+    unsafe { brokered(state(), nr, args, arch::here()) }
+}
+
+/// Has T make a call, with what it carries, and notes it.
+///
+/// # Safety
+///
+/// `state` is this thread's; otherwise as [`call`].
+pub(crate) unsafe fn brokered(state: *mut State, nr: u32, args: [usize; 6], pc: usize) -> usize {
     // SAFETY: a guest's state is mapped and its own.
     unsafe {
         let slot = &raw mut (*state).ring[(*state).calls as usize % RING];
-        let result = ask(state, nr, args, || {
+        let note = || {
             (*slot).state = 1;
             (*slot).nr = nr;
             (*slot).args = args;
-        });
+        };
+        let by_token = |token| ask(state, crate::abi::NR_TOKEN, token, note);
+        let stale = |result: &usize| Errno::from_ret(*result) == Err(Errno::ESTALE);
+        let result = carry::token(state, nr, &args).map(by_token).filter(|result| !stale(result));
+        let result = match result {
+            Some(result) => result,
+            None => {
+                carry::put(state, nr, &args, pc);
+                ask(state, nr, args, note)
+            }
+        };
+        let result = carry::get(state, nr, &args, result);
         (*slot).result = result;
         (*slot).state = 2;
         (*state).calls = (*state).calls.wrapping_add(1);
@@ -170,7 +228,7 @@ pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6], meanwhile
                 break; // T rings, or we see the reply;
             }
             wake(); // T sees the request, or we ring
-            let _ = sys::read((*state).doorbell_u, &mut [0; 8]);
+            let _ = gate::read((*state).doorbell_u, &mut [0; 8]);
         }
         if left == 0 {
             u_asleep.store(0, Ordering::Relaxed);
@@ -212,7 +270,7 @@ unsafe fn atomic<'a>(word: *mut u32) -> &'a AtomicU32 {
 }
 
 fn ring(doorbell: i32) {
-    let _ = sys::write(doorbell, &1u64.to_ne_bytes());
+    let _ = gate::write(doorbell, &1u64.to_ne_bytes());
 }
 
 /// The guest's process id: the same before and after [`enter`](crate::sandbox::enter), and that of U after
@@ -223,8 +281,20 @@ pub fn getpid() -> u32 {
     if state.is_null() { 0 } else { unsafe { (*state).pid } }
 }
 
-/// Ends the guest with an exit status.
+/// The guest's id of this thread. 0 outside a sandbox.
+pub fn gettid() -> u32 {
+    let state = state();
+    // SAFETY: a guest's state is mapped and its own.
+    if state.is_null() { 0 } else { unsafe { (*state).tid } }
+}
+
+/// Ends the guest, all threads of it, with an exit status.
 pub fn exit(status: i32) -> ! {
+    let state = state();
+    if !state.is_null() {
+        // SAFETY: a guest's state is mapped and its own.
+        unsafe { emulate::exit_group(state, status) }
+    }
     sys::exit(status)
 }
 
@@ -255,7 +325,7 @@ pub(crate) unsafe fn ask_for_signal(state: *mut State, sig: i32) -> bool {
         ring((*state).alarm);
         // The supervisor answers after it has sent the signal. The pipe ends if it dies, or will answer no more.
         while raised.load(Ordering::Acquire) != request {
-            match sys::read((*state).answer, &mut [0; 1]) {
+            match gate::read((*state).answer, &mut [0; 1]) {
                 Ok(1..) | Err(Errno::EINTR) => {}
                 _ => return false,
             }

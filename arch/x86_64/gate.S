@@ -1,0 +1,42 @@
+# The gates: the only places from which U makes system calls
+#
+# Syscall user dispatch lets calls from here pass and turns all others into SIGSYS. It compares with the address behind
+# the instruction, so the range ends behind the last one's.
+
+# asc_gate(nr, a, b, c) -> result: one of the calls that strict mode allows
+#
+#   in        %edi nr   %rsi a   %rdx b   %rcx c
+#   clobbers  %rax %rcx %rdx %rsi %rdi %r11
+GATE_FUNC asc_gate
+    mov     %edi, %eax
+    mov     %rsi, %rdi
+    mov     %rdx, %rsi
+    mov     %rcx, %rdx
+    syscall
+    ret
+END asc_gate
+
+# The restorer: a handler returns here. Strict mode allows rt_sigreturn.
+GATE_FUNC asc_restore
+    .cfi_undefined %rip
+    mov     $NR_SIGRETURN, %eax
+    syscall
+    ud2
+END asc_restore
+
+# asc_sigreturn(ucontext): leaves a handler, and any that it interrupted, for the context that is given.
+GATE_FUNC asc_sigreturn
+    .cfi_undefined %rip
+    mov     %rdi, %rsp
+    mov     $NR_SIGRETURN, %eax
+    syscall
+    ud2
+LABEL asc_gate_end
+END asc_sigreturn
+
+# asc_thread: where a new thread starts, on its alternate stack: %rdi state   %rsi number of the pair
+FUNC asc_thread
+    .cfi_undefined %rip
+    xor     %ebp, %ebp
+    jmp     {thread_start}
+END asc_thread

@@ -1,0 +1,48 @@
+//! Calls that guest code makes itself: the kernel turns them into SIGSYS (syscall user dispatch), and they are brokered.
+//!
+//! A convenience, not the enforcement: a guest that turns it off meets strict mode.
+
+use crate::arch::Frame;
+use crate::signal::SigInfo;
+use crate::sys::Errno;
+use crate::untrusted::{State, emulate};
+
+/// `SYS_USER_DISPATCH` (`include/uapi/asm-generic/siginfo.h`)
+const SYS_USER_DISPATCH: i32 = 2;
+/// Numbers of the x32 table (`__X32_SYSCALL_BIT`).
+const X32: usize = 0x4000_0000;
+
+/// Makes the call that SIGSYS interrupted; false if it was not for a call.
+///
+/// # Safety
+///
+/// `state` is this thread's; `info` (null in an old frame) and `frame` are the kernel's.
+pub(crate) unsafe fn handle(state: *mut State, info: *const SigInfo, frame: *mut Frame) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*state).selector == 0 {
+            return false;
+        }
+        let native = if info.is_null() {
+            // An old frame says no more than the registers do. Behind a call, and with the number of one: it was that.
+            if !crate::fault::behind_call(state, frame) {
+                return false;
+            }
+            (*frame).is_native()
+        } else {
+            if (*info).code != SYS_USER_DISPATCH {
+                return false;
+            }
+            (*info).arch == crate::arch::AUDIT_ARCH && (*frame).is_native()
+        };
+        let nr = (*frame).syscall_nr();
+        // Another architecture's numbers mean other calls.
+        let result = if !native || nr & X32 != 0 || nr > u32::MAX as usize {
+            (-Errno::ENOSYS.into_raw()) as isize as usize
+        } else {
+            emulate::call(state, nr as u32, (*frame).syscall_args(), (*frame).pc(), frame)
+        };
+        (*frame).set_result(result);
+        true
+    }
+}
