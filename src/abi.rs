@@ -314,6 +314,8 @@ pub struct Mailbox {
     pub scale: Published,
     /// How set-up went; read by the supervisor before any guest code runs.
     pub setup: SetupReport,
+    /// Whether calls that the guest makes itself are caught (1) or pass (0): the kernel looks here at every call.
+    pub selector: u8,
     /// Where the guest made the call.
     pub pc: usize,
     /// Bytes used of `data`.

@@ -208,7 +208,7 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     }
     if common.dispatch {
         let (from, len) = arch::gates();
-        let selector = layout.state(k).addr() + offset_of!(crate::untrusted::State, selector);
+        let selector = layout.mailbox(k).addr() + offset_of!(Mailbox, selector);
         u.must(Sysno::prctl, [sys::PR_SET_SYSCALL_USER_DISPATCH, sys::PR_SYS_DISPATCH_ON, from, len, selector], 0);
     }
     match lockdown {

@@ -587,6 +587,7 @@ impl Sandbox<'_> {
             let mailbox: *mut Mailbox = self.mailboxes.mailbox(child);
             (&raw mut (*mailbox).line).write_bytes(0, 1);
             (&raw mut (*mailbox).asks).write_volatile(0);
+            (&raw mut (*mailbox).selector).write_volatile(0);
             (&raw mut (*mailbox).raise).write_volatile(0);
             (&raw mut (*mailbox).raised).write_volatile(0);
         }

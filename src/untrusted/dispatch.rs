@@ -20,7 +20,7 @@ const X32: usize = 0x4000_0000;
 pub(crate) unsafe fn handle(state: *mut State, info: *const SigInfo, frame: *mut Frame) -> bool {
     // SAFETY: the caller's.
     unsafe {
-        if (*state).selector == 0 {
+        if !(*state).dispatch {
             return false;
         }
         let native = if info.is_null() {

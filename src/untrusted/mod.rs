@@ -60,9 +60,8 @@ pub struct State {
     pub(crate) turn: u32,
     pub(crate) pid: u32,
     pub(crate) tid: u32,
-    /// Whether calls that the guest makes itself are caught; `selector` says whether they are now (1) or pass (0).
+    /// Whether calls that the guest makes itself are caught.
     pub(crate) dispatch: bool,
-    pub(crate) selector: u8,
     /// Whether there can be other threads.
     pub(crate) threads: bool,
     /// Where the guest wants 0 when this thread ends (`set_tid_address`); 0 for nowhere.
@@ -112,7 +111,7 @@ pub(crate) extern "C" fn start(state: *mut State) -> ! {
 pub(crate) fn begin() {
     let state = state();
     // SAFETY: a guest's state is mapped; the kernel reads the selector at every call.
-    unsafe { (&raw mut (*state).selector).write_volatile(u8::from((*state).dispatch)) };
+    unsafe { (&raw mut (*(*state).mailbox).selector).write_volatile(u8::from((*state).dispatch)) };
 }
 
 /// Makes a system call: through T, unless strict mode allows it, or it concerns nothing but this thread.

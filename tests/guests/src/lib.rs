@@ -2,8 +2,10 @@
 
 #![no_std]
 
+pub mod files;
 pub mod mechanisms;
 pub mod pcx;
+pub mod threads;
 
 use ascetic::sys::{self, Sysno};
 use core::fmt;

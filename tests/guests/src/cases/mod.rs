@@ -6,7 +6,9 @@ mod faults;
 mod hostile;
 mod mechanisms;
 mod misuse;
+mod program;
 mod supervisor;
+mod threads;
 
 use ascetic::error::Status;
 use ascetic::fault::record::Record;
@@ -60,7 +62,7 @@ fn skip(why: &str) -> ! {
 }
 
 /// Concatenates the lists of cases.
-pub struct Cases([&'static [Case]; 7]);
+pub struct Cases([&'static [Case]; 9]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
@@ -70,7 +72,9 @@ pub static CASES: Cases = Cases([
     hostile::CASES,
     mechanisms::CASES,
     misuse::CASES,
+    program::CASES,
     supervisor::CASES,
+    threads::CASES,
 ]);
 
 impl Cases {
