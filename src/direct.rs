@@ -56,6 +56,7 @@ pub const DIRECT: &[Direct] = &[
     d(Sysno::clock_nanosleep, CLOCK, "as nanosleep"),
     d(Sysno::sched_yield, 0, "gives up the CPU"),
     d(Sysno::getrandom, 0, "fills memory"),
+    d(Sysno::sched_getaffinity, CLOCK, "fills memory with T's processors, or those of a kernel thread below 16"),
     // Bytes through descriptors that the guest holds anyway.
     d(Sysno::read, FD, "U may make it itself; fills memory"),
     d(Sysno::write, FD, "U may make it itself; reads memory"),
@@ -115,6 +116,77 @@ pub const DIRECT: &[Direct] = &[
     d(Sysno::futex_time64, ROW_FUTEX, "as futex"),
     #[cfg(target_arch = "x86")]
     d(Sysno::sendfile64, FD_FD, "as sendfile"),
+];
+
+/// What an ordinary program's libc needs besides files, memory and threads: time, bytes through descriptors that it holds
+/// anyway, new descriptors of kinds that reach nobody else, its own ids.
+pub(crate) const ORDINARY: &[Sysno] = &[
+    Sysno::getppid,
+    Sysno::getuid,
+    Sysno::geteuid,
+    Sysno::getgid,
+    Sysno::getegid,
+    Sysno::uname,
+    Sysno::sysinfo,
+    Sysno::clock_gettime,
+    Sysno::clock_getres,
+    Sysno::gettimeofday,
+    Sysno::time,
+    Sysno::nanosleep,
+    Sysno::clock_nanosleep,
+    Sysno::sched_yield,
+    Sysno::sched_getaffinity,
+    Sysno::getrandom,
+    Sysno::read,
+    Sysno::write,
+    Sysno::readv,
+    Sysno::writev,
+    Sysno::pread64,
+    Sysno::pwrite64,
+    Sysno::lseek,
+    Sysno::fstat,
+    Sysno::fstatfs,
+    Sysno::fsync,
+    Sysno::fdatasync,
+    Sysno::ftruncate,
+    Sysno::fallocate,
+    Sysno::getdents64,
+    Sysno::poll,
+    Sysno::futex,
+    Sysno::close,
+    Sysno::dup,
+    Sysno::dup2,
+    Sysno::dup3,
+    Sysno::pipe,
+    Sysno::pipe2,
+    Sysno::eventfd2,
+    Sysno::epoll_create1,
+    Sysno::epoll_ctl,
+    Sysno::epoll_wait,
+    #[cfg(target_arch = "x86")]
+    Sysno::getuid32,
+    #[cfg(target_arch = "x86")]
+    Sysno::geteuid32,
+    #[cfg(target_arch = "x86")]
+    Sysno::getgid32,
+    #[cfg(target_arch = "x86")]
+    Sysno::getegid32,
+    #[cfg(target_arch = "x86")]
+    Sysno::clock_gettime64,
+    #[cfg(target_arch = "x86")]
+    Sysno::clock_getres_time64,
+    #[cfg(target_arch = "x86")]
+    Sysno::clock_nanosleep_time64,
+    #[cfg(target_arch = "x86")]
+    Sysno::_llseek,
+    #[cfg(target_arch = "x86")]
+    Sysno::fstat64,
+    #[cfg(target_arch = "x86")]
+    Sysno::fstatfs64,
+    #[cfg(target_arch = "x86")]
+    Sysno::ftruncate64,
+    #[cfg(target_arch = "x86")]
+    Sysno::futex_time64,
 ];
 
 /// Why a call may not be direct, for those that people are likely to try.

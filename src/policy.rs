@@ -15,7 +15,7 @@
 use crate::abi::{
     FUTEX_OPS, NR_TOKEN, PAIRS, ROW_ALLOW, ROW_ERRNO, ROW_FDS, ROW_FUTEX, ROW_SMALL, ROW_TOKEN, SMALL, TABLE_LEN,
 };
-use crate::direct::{DIRECT, why_not};
+use crate::direct::{DIRECT, ORDINARY, why_not};
 use crate::sys::{EBADF, EFAULT, EINVAL, ENOSYS, FUTEX_CMD_MASK, Sysno};
 use core::ffi::CStr;
 use static_assertions::const_assert;
@@ -135,6 +135,17 @@ impl<'a> Policy<'a> {
         };
         none.rows[NR_TOKEN as usize] = ROW_TOKEN;
         none.direct(Sysno::clock_gettime)
+    }
+
+    /// Allows in the direct lane what an ordinary program's libc needs besides files, memory and threads: time, bytes
+    /// through descriptors that the guest holds anyway, new descriptors of kinds that reach nobody else, its own ids.
+    pub const fn ordinary(mut self) -> Self {
+        let mut i = 0;
+        while i < ORDINARY.len() {
+            self = self.direct(ORDINARY[i]);
+            i += 1;
+        }
+        self
     }
 
     /// Allows what `rights` say with the folder at `path` (absolute, without `.`, `..` and `//`) and what is below it.

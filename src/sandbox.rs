@@ -143,6 +143,7 @@ pub fn enter(config: &Config<'_>) -> Result<(), Error> {
     let result = unsafe { arch::asc_capture(&raw mut (*data).context, enter_captured, data.cast()) };
     if result == 0 {
         arch::load_control_words(&call.context);
+        crate::untrusted::begin();
     }
     call.result
 }

@@ -95,7 +95,9 @@ const CWD: usize = -100isize as usize;
 macro_rules! must {
     ($call:expr, $expected:pat $(if $cond:expr)?) => {{
         let result = $call;
-        check!(matches!(result, $expected $(if $cond)?), "{}: {:?}", stringify!($call), result);
+        #[allow(clippy::redundant_pattern_matching, reason = "what is expected is the caller's")]
+        let good = matches!(result, $expected $(if $cond)?);
+        check!(good, "{}: {:?}", stringify!($call), result);
         result.unwrap_or(usize::MAX)
     }};
 }
