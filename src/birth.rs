@@ -39,12 +39,15 @@ pub struct Common {
 }
 
 /// What is different for a thread that the guest creates.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Thread {
     /// Its thread-local storage, if it was given some: an address in the first two (x86_64), or `struct user_desc`.
     pub tls: Option<[u32; 4]>,
-    /// Where the kernel stores 0 when it ends; 0 for nowhere.
-    pub clear_tid: usize,
+    /// Which of `CLONE_PARENT_SETTID`, `CLONE_CHILD_SETTID` and `CLONE_CHILD_CLEARTID` it was asked for with: the kernel
+    /// stores its id before it runs, and 0 when it ends.
+    pub ids: usize,
+    /// Where: the creator's and its own.
+    pub tids: [usize; 2],
 }
 
 /// Where T and U run.
@@ -153,9 +156,11 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     }
     match thread {
         None => t.must(Sysno::write, ring, 8),
-        Some(_) => {
+        Some(thread) => {
             t.id += 1;
-            let args = widen([clone::THREAD.bits(), start_sp(&layout, k)]);
+            let [parent, child] = thread.tids;
+            let rest = if cfg!(target_arch = "x86_64") { [child, 0] } else { [0, child] };
+            let args = [clone::THREAD.bits() | thread.ids, start_sp(&layout, k), parent, rest[0], rest[1], 0];
             t.flagged(Sysno::clone as u32, args, STEP_MUST | STEP_CLONE_U, layout.mailbox(k).addr());
         }
     }
@@ -195,8 +200,7 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     {
         u.must(call, args, 0);
     }
-    if let Some(thread) = thread {
-        u.may(Sysno::set_tid_address, [thread.clear_tid]);
+    if thread.is_some() {
         if lockdown != Lockdown::Strict {
             u.may(Sysno::prctl, [sys::PR_SET_TSC, sys::PR_TSC_ENABLE]); // its T, whose child it is, gave it up
         }

@@ -134,6 +134,18 @@ pub fn load_control_words(context: &Context) {
     }
 }
 
+/// Copies memory that may not be there; returns how much was not copied. One place that calls the assembly: called in a
+/// row, the compiler would call it through a register, and the way could not be followed in the linked program.
+///
+/// # Safety
+///
+/// The caller is a guest, and handles no SIGSEGV. What can be written to is its own.
+#[inline(never)]
+pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, n: usize) -> usize {
+    // SAFETY: the caller's.
+    unsafe { asc_copy(to, from, n) }
+}
+
 /// Address and length of the gates.
 pub fn gates() -> (usize, usize) {
     let from = asc_gate as *const () as usize;

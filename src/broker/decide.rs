@@ -4,6 +4,7 @@
 //! guest memory that only the kernel looks at, or something for the broker to do itself.
 
 use crate::abi::{DATA, NR_TOKEN, OpenHow, PAGE, STEP_KEEP, STEP_REPLY, STEP_SAVE, STEP_STOP, STEPS, Step};
+use crate::birth::Thread;
 use crate::broker::path::{self, Place, Whole};
 use crate::deep::{self, Carry};
 use crate::policy::{Bounds, Decision, Policy, Rights};
@@ -141,12 +142,8 @@ pub enum Verdict<'a> {
     },
     /// A new thread.
     Clone {
-        /// `CLONE_*`
-        flags: usize,
-        /// Its thread-local storage: address of it (x86_64), or `struct user_desc` (i386).
-        tls: [u32; 4],
-        /// Where the kernel is to store 0 when it ends.
-        clear_tid: usize,
+        /// What is different about it.
+        thread: Thread,
     },
     /// Every thread ends.
     ExitGroup,
@@ -843,31 +840,30 @@ impl<'a> Case<'_, 'a, '_, '_> {
         }
     }
 
-    fn clone(&mut self, flags: usize, _parent_tid: usize, d: usize, e: usize) -> Decided<'a> {
+    fn clone(&mut self, flags: usize, parent_tid: usize, d: usize, e: usize) -> Decided<'a> {
         const THREAD: usize = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000; // VM FS FILES SIGHAND THREAD SYSVSEM
         const SETTLS: usize = deep::CLONE_SETTLS;
-        const CHILD_CLEARTID: usize = 0x20_0000;
-        const IDS: usize = 0x10_0000 | CHILD_CLEARTID | 0x40_0000 | 0x100_0000; // PARENT_SETTID, DETACHED, CHILD_SETTID
-        if flags & THREAD != THREAD || flags & !(THREAD | SETTLS | IDS) != 0 {
+        const IDS: usize = 0x10_0000 | 0x20_0000 | 0x100_0000; // PARENT_SETTID, CHILD_CLEARTID, CHILD_SETTID
+        const DETACHED: usize = 0x40_0000;
+        if flags & THREAD != THREAD || flags & !(THREAD | SETTLS | IDS | DETACHED) != 0 {
             return Err(refuse(Errno::EPERM, "clone makes threads only"));
         }
         let (child_tid, tls) = if cfg!(target_arch = "x86_64") { (d, e) } else { (e, d) };
-        let clear_tid = if flags & CHILD_CLEARTID != 0 { child_tid } else { 0 };
-        if clear_tid % 4 != 0 {
-            return Err(refuse(Errno::EINVAL, "the address of the thread id is not aligned"));
+        let tids = [parent_tid, child_tid];
+        for tid in tids {
+            self.target(tid)?;
         }
-        self.target(clear_tid)?;
         let tls = match flags & SETTLS {
-            0 => [0; 4],
-            _ if cfg!(target_arch = "x86_64") => [tls as u32, (tls as u64 >> 32) as u32, 0, 0],
+            0 => None,
+            _ if cfg!(target_arch = "x86_64") => Some([tls as u32, (tls as u64 >> 32) as u32, 0, 0]),
             _ => {
                 let desc = self.carried(0)?;
                 let word =
                     |i: usize| desc.get(4 * i..4 * i + 4).and_then(|w| w.try_into().ok()).map_or(0, u32::from_ne_bytes);
-                [word(0), word(1), word(2), word(3)]
+                Some([word(0), word(1), word(2), word(3)])
             }
         };
-        Ok(Verdict::Clone { flags, tls, clear_tid })
+        Ok(Verdict::Clone { thread: Thread { tls, ids: flags & IDS, tids } })
     }
 }
 

@@ -422,10 +422,7 @@ impl Sandbox<'_> {
                 Err(errno) => self.reply(k, (-errno.into_raw()) as isize as usize),
             },
             Verdict::Getcwd { size } => self.getcwd(k, size),
-            Verdict::Clone { tls, clear_tid, flags } => {
-                let tls = (flags & crate::deep::CLONE_SETTLS != 0).then_some(tls);
-                self.bear(k, &Thread { tls, clear_tid }, &request, pc);
-            }
+            Verdict::Clone { thread } => self.bear(k, &thread, &request, pc),
             Verdict::ExitGroup => {
                 self.group = Some(k);
                 for other in (0..self.pairs()).filter(|other| *other != k) {

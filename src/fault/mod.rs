@@ -18,7 +18,6 @@ use crate::signal::{self, AltStack, SIGABRT, SIGBUS, SIGSEGV, SIGSYS, SIGTRAP, S
 #[cfg(target_arch = "x86_64")]
 use crate::sys;
 use crate::untrusted::{self, State, dispatch, gate};
-#[cfg(target_arch = "x86_64")]
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that the reporter copies at a time.
@@ -47,6 +46,9 @@ pub(crate) struct FaultState {
     /// What is being put together: a section head and a chunk.
     buffer: [u8; CHUNK + 64],
 }
+
+/// Whether a thread reports.
+static REPORTER: AtomicBool = AtomicBool::new(false);
 
 const IDLE: u32 = 0;
 const REPORTING: u32 = 1;
@@ -108,6 +110,12 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
             // What somebody sent can have the exception number of an earlier fault.
             IDLE if sig == SIGSEGV && matches!(code, SI_KERNEL | NO_CODE) && tsc::emulate(state, frame) => {}
             IDLE => {
+                if REPORTER.swap(true, Ordering::Relaxed) {
+                    // Another thread reports, and ends all: two reports in one would be none.
+                    loop {
+                        let _ = gate::read((*state).doorbell_u, &mut [0; 8]);
+                    }
+                }
                 (*state).fault.stage = REPORTING;
                 (*state).fault.sig = sig;
                 (*state).fault.code = code;
@@ -160,12 +168,12 @@ unsafe fn copies(frame: *mut Frame) -> bool {
 /// # Safety
 ///
 /// As [`handler`].
-pub(crate) unsafe fn behind_call(state: *mut State, frame: *mut Frame) -> bool {
+pub(crate) unsafe fn behind_call(frame: *mut Frame) -> bool {
     let mut behind = [0u8; 2];
-    // SAFETY: the caller's.
-    let read = unsafe { peek(state, (*frame).pc().wrapping_sub(2), behind.as_mut_ptr(), 2) };
+    // SAFETY: the caller's. This is no handler of SIGSEGV, so that a fault of the copy is caught.
+    let left = unsafe { arch::copy(behind.as_mut_ptr(), (*frame).pc().wrapping_sub(2) as *const u8, 2) };
     // `int $0x80`, `sysenter`, `syscall`
-    read == 2 && matches!(behind, [0xcd, 0x80] | [0x0f, 0x34] | [0x0f, 0x05])
+    left == 0 && matches!(behind, [0xcd, 0x80] | [0x0f, 0x34] | [0x0f, 0x05])
 }
 
 /// Whether somebody sent the signal, rather than an instruction causing it. Where the frame does not tell, what cannot
@@ -278,23 +286,16 @@ pub(crate) unsafe fn peek(state: *mut State, from: usize, to: *mut u8, len: usiz
 }
 
 /// How long the extended state is that the kernel saved at `fpstate`, in bytes; 0 if there is none. Its size is in the
-/// bytes that FXSAVE leaves to software (`struct _fpx_sw_bytes`, `uapi/asm/sigcontext.h`).
-///
-/// # Safety
-///
-/// `state` is this thread's.
-pub(crate) unsafe fn extended_len(state: *mut State, fpstate: usize) -> usize {
+/// bytes that FXSAVE leaves to software (`struct _fpx_sw_bytes`, `uapi/asm/sigcontext.h`), which `read` reads.
+pub(crate) fn extended_len(fpstate: usize, read: impl FnOnce(usize, *mut u8, usize)) -> usize {
     const SW_BYTES: usize = 464;
-    const EXTENDED_SIZE: usize = 4;
     const MAGIC1: u32 = 0x4650_5853;
     if fpstate == 0 {
         return 0;
     }
     let (fxsave, legacy) = Frame::FXSAVE;
-    let at = fpstate.wrapping_add(fxsave).wrapping_add(SW_BYTES);
     let mut words = [0u32; 2];
-    // SAFETY: the caller's.
-    unsafe { peek(state, at, words.as_mut_ptr().cast(), 4 + EXTENDED_SIZE) };
+    read(fpstate.wrapping_add(fxsave).wrapping_add(SW_BYTES), words.as_mut_ptr().cast(), size_of_val(&words));
     if words[0] == MAGIC1 { words[1] as usize } else { legacy }
 }
 

@@ -326,7 +326,7 @@ unsafe fn extended(out: &mut Out, state: *mut State, fpstate: usize) {
     const SANE: usize = 32 * 1024;
     // SAFETY: as `report`.
     unsafe {
-        let len = extended_len(state, fpstate).min(SANE);
+        let len = extended_len(fpstate, |from, to, len| _ = peek(state, from, to, len)).min(SANE);
         memory(out, state, Kind::ExtendedState, fpstate, len);
     }
 }

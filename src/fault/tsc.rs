@@ -4,7 +4,6 @@
 //! supervisor pairs the two clocks when the sandbox is made, and better when it waits; the scale is in the mailbox.
 
 use crate::arch::{self, Frame};
-use crate::fault::peek;
 use crate::sys::{self, Sysno};
 use crate::untrusted::{self, State};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -153,17 +152,24 @@ fn pair() -> (u64, u64) {
 ///
 /// `frame` is the kernel's for a signal on this thread, and `state` this thread's; the guest is in no brokered call.
 pub(crate) unsafe fn emulate(state: *mut State, frame: *mut Frame) -> bool {
-    let mut insn = [0u8; 3];
-    // SAFETY: the caller's.
+    // SAFETY: the caller's. The processor has just read the instruction, so its bytes are there, each only after the one
+    // before has said that it has more.
     unsafe {
         if (*frame).trap().0 != TRAP_GP {
             return false;
         }
         let pc = (*frame).pc();
-        let read = peek(state, pc, insn.as_mut_ptr(), insn.len());
-        let (len, aux) = match (read, insn) {
-            (2.., [0x0f, 0x31, _]) => (2, false),
-            (3, [0x0f, 0x01, 0xf9]) => (3, true),
+        #[cfg(target_pointer_width = "64")]
+        if pc >> 47 != 0 {
+            return false; // no instruction was read: it is a jump to where none can be
+        }
+        let byte = |i: usize| (pc.wrapping_add(i) as *const u8).read_volatile();
+        if byte(0) != 0x0f {
+            return false;
+        }
+        let (len, aux) = match byte(1) {
+            0x31 => (2, false),
+            0x01 if byte(2) == 0xf9 => (3, true),
             _ => return false,
         };
         let mut ts = [0usize; 2];

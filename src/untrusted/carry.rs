@@ -30,9 +30,9 @@ pub(super) unsafe fn put(state: *mut State, nr: u32, args: &[usize; 6], pc: usiz
             let copied = match carry {
                 Carry::Path(i) => usize::try_from(arch::asc_copy_string(to, arg(i) as *const u8, room.min(PATH))).ok(),
                 Carry::Counted(i, n) if arg(n) <= room => {
-                    (arch::asc_copy(to, arg(i) as *const u8, arg(n)) == 0).then_some(arg(n))
+                    (arch::copy(to, arg(i) as *const u8, arg(n)) == 0).then_some(arg(n))
                 }
-                Carry::Fixed(i, n) if n <= room => (arch::asc_copy(to, arg(i) as *const u8, n) == 0).then_some(n),
+                Carry::Fixed(i, n) if n <= room => (arch::copy(to, arg(i) as *const u8, n) == 0).then_some(n),
                 _ => None,
             };
             let Some(copied) = copied else { break };
@@ -54,7 +54,7 @@ pub(super) unsafe fn add(state: *mut State, from: *const u8, len: usize) -> bool
         let mailbox = (*state).mailbox;
         let used = (&raw const (*mailbox).len).read_volatile() as usize;
         let to = (&raw mut (*mailbox).data.0).cast::<u8>().wrapping_add(used);
-        if len > PAYLOAD.wrapping_sub(used) || arch::asc_copy(to, from, len) != 0 {
+        if len > PAYLOAD.wrapping_sub(used) || arch::copy(to, from, len) != 0 {
             return false;
         }
         (&raw mut (*mailbox).len).write_volatile(used.wrapping_add(len) as u32);
@@ -74,7 +74,7 @@ pub(super) unsafe fn get(state: *mut State, nr: u32, args: &[usize; 6], result: 
     // SAFETY: as `put`.
     let left = unsafe {
         let data = (&raw const (*(*state).mailbox).data.0).cast::<u8>();
-        arch::asc_copy(args[0] as *mut u8, data, result)
+        arch::copy(args[0] as *mut u8, data, result)
     };
     if left == 0 { result } else { failure(Errno::EFAULT) }
 }

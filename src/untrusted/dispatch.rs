@@ -25,7 +25,7 @@ pub(crate) unsafe fn handle(state: *mut State, info: *const SigInfo, frame: *mut
         }
         let native = if info.is_null() {
             // An old frame says no more than the registers do. Behind a call, and with the number of one: it was that.
-            if !crate::fault::behind_call(state, frame) {
+            if !crate::fault::behind_call(frame) {
                 return false;
             }
             (*frame).is_native()

@@ -61,7 +61,7 @@ unsafe fn exit(state: *mut State, status: i32) -> ! {
     unsafe {
         let word = (*state).clear_tid;
         let zero = 0u32;
-        if word != 0 && arch::asc_copy(word as *mut u8, (&raw const zero).cast(), 4) == 0 {
+        if word != 0 && arch::copy(word as *mut u8, (&raw const zero).cast(), 4) == 0 {
             brokered(state, Sysno::futex as u32, [word, FUTEX_WAKE, 1, 0, 0, 0], 0);
         }
     }
@@ -102,7 +102,7 @@ fn arch_prctl(what: usize, arg: usize) -> usize {
             // SAFETY: reads a register; the copy stops at what is not there.
             let left = unsafe {
                 core::arch::asm!("rdfsbase {}", out(reg) base, options(nostack, preserves_flags, nomem));
-                arch::asc_copy(arg as *mut u8, (&raw const base).cast(), size_of::<usize>())
+                arch::copy(arg as *mut u8, (&raw const base).cast(), size_of::<usize>())
             };
             if left == 0 { 0 } else { failure(Errno::EFAULT) }
         }

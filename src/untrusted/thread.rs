@@ -21,8 +21,6 @@ const EXTENDED: usize = 3328;
 #[derive(Clone, Copy, Debug)]
 struct Context {
     flags: usize,
-    parent_tid: usize,
-    child_tid: usize,
     /// Bytes of extended state that follow; 0 for a clean one.
     extended: usize,
     tls: [u32; 4],
@@ -41,40 +39,35 @@ pub(crate) struct Start {
 
 static_assertions::const_assert!(size_of::<Context>() + EXTENDED <= DATA);
 
-const PARENT_SETTID: usize = 0x10_0000;
-const CHILD_SETTID: usize = 0x100_0000;
-
 /// `clone` for the guest.
 ///
 /// # Safety
 ///
 /// As [`emulate::call`].
 pub(super) unsafe fn clone(state: *mut State, args: [usize; 6], pc: usize, frame: *mut Frame) -> usize {
-    let [flags, stack, parent_tid, d, e, _] = args;
-    let child_tid = if cfg!(target_arch = "x86_64") { d } else { e };
+    let [flags, stack, ..] = args;
     let failure = |errno: Errno| (-errno.into_raw()) as isize as usize;
     if frame.is_null() {
         return failure(Errno::EPERM); // there is nothing for the new thread to go on with: see `spawn`
     }
     // SAFETY: the frame is the kernel's, the state this thread's.
     unsafe {
-        let mut copy = *frame;
-        copy.set_result(0);
-        if stack != 0 {
-            copy.set_sp(stack);
-        }
         let extended = (*frame).fpstate();
-        let len = extended_len(state, extended);
+        let len = extended_len(extended, |from, to, len| _ = arch::copy(to, from as *const u8, len));
         let len = if len > EXTENDED { 0 } else { len };
-        let context = Context { flags, parent_tid, child_tid, extended: len, tls: [0; 4], frame: copy };
-        request(state, args, pc, context, extended as *const u8)
+        let mut context = Context { flags, extended: len, tls: [0; 4], frame: *frame };
+        context.frame.set_result(0);
+        if stack != 0 {
+            context.frame.set_sp(stack);
+        }
+        request(state, args, pc, &mut context, extended as *const u8)
     }
 }
 
 /// # Safety
 ///
 /// `state` is this thread's; `extended` has as many bytes as the context says.
-unsafe fn request(state: *mut State, args: [usize; 6], pc: usize, mut context: Context, extended: *const u8) -> usize {
+unsafe fn request(state: *mut State, args: [usize; 6], pc: usize, context: &mut Context, extended: *const u8) -> usize {
     let nr = Sysno::clone as u32;
     let failure = |errno: Errno| (-errno.into_raw()) as isize as usize;
     // SAFETY: the caller's.
@@ -83,17 +76,12 @@ unsafe fn request(state: *mut State, args: [usize; 6], pc: usize, mut context: C
         if cfg!(target_arch = "x86") && args[0] & crate::deep::CLONE_SETTLS != 0 {
             context.tls = (&raw const (*(*state).mailbox).data.0).cast::<[u32; 4]>().read_volatile();
         }
-        let fits = carry::add(state, (&raw const context).cast(), size_of::<Context>())
+        let fits = carry::add(state, core::ptr::from_ref(context).cast(), size_of::<Context>())
             && carry::add(state, extended, context.extended);
         if !fits {
             return failure(Errno::ENOMEM);
         }
-        let tid = ask(state, nr, args, || ());
-        if Errno::from_ret(tid).is_ok() && context.flags & PARENT_SETTID != 0 {
-            let tid = tid as u32;
-            arch::asc_copy(context.parent_tid as *mut u8, (&raw const tid).cast(), 4);
-        }
-        tid
+        ask(state, nr, args, || ())
     }
 }
 
@@ -126,9 +114,9 @@ pub unsafe fn spawn(f: extern "C" fn(usize), arg: usize, sp: usize, clear_tid: u
         let alt = AltStack { sp: 0, flags: 0, size: 0 };
         Frame::call(run as *const () as usize, top.addr(), top.addr() & !15, guest_mask(), alt)
     };
-    let context = Context { flags, parent_tid: 0, child_tid: clear_tid, extended: 0, tls: [0; 4], frame };
+    let mut context = Context { flags, extended: 0, tls: [0; 4], frame };
     // SAFETY: the state is this thread's; nothing follows the context.
-    let tid = unsafe { request(state, args, arch::here(), context, core::ptr::null()) };
+    let tid = unsafe { request(state, args, arch::here(), &mut context, core::ptr::null()) };
     Errno::from_ret(tid).map(|tid| tid as u32)
 }
 
@@ -157,16 +145,10 @@ pub(crate) unsafe extern "C" fn start(state: *mut State, pair: usize) -> ! {
         init(state, pair, verdict);
         let context: *const Context = (&raw const (*verdict).data).cast();
         let context = context.read_unaligned();
-        let tid = (*state).tid;
-        for (flag, word) in [(PARENT_SETTID, context.parent_tid), (CHILD_SETTID, context.child_tid)] {
-            if context.flags & flag != 0 {
-                arch::asc_copy(word as *mut u8, (&raw const tid).cast(), 4);
-            }
-        }
         let room = &raw mut (*state).start;
         let extended = (&raw mut (*room).extended).cast::<u8>();
         let len = context.extended.min(EXTENDED);
-        arch::asc_copy(extended, (&raw const (*verdict).data).cast::<u8>().wrapping_add(size_of::<Context>()), len);
+        arch::copy(extended, (&raw const (*verdict).data).cast::<u8>().wrapping_add(size_of::<Context>()), len);
         let frame = (&raw mut (*room).frame).cast::<Frame>();
         frame.write_unaligned(context.frame);
         let mut copy = context.frame;

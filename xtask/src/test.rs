@@ -150,6 +150,8 @@ pub fn run(options: &Options) -> Result<bool> {
         tally.step("linker/trusted.ld beside the default script", tidy::layered_script());
         tally.step("example embed", example("embed", 0, &EMBED));
         tally.step("example enter", example("enter", 6, &["before: process", "a guest: true, sum 6"]));
+        let program = ["refused: /etc/shadow: Permission denied", "threads: [0, 499500, 1999000, 4498500]"];
+        tally.step("example program", example("program", 0, &program));
     }
     for programs in &built {
         natively(&mut tally, programs, options)?;

@@ -146,8 +146,8 @@ extern "C" fn most(_: usize) -> i32 {
 
 extern "C" fn limit(_: usize) -> i32 {
     let words: [AtomicU32; 8] = [const { AtomicU32::new(0) }; 8];
-    for i in 0..7 {
-        check!(start(i, waits, 1, &words[i]).is_ok());
+    for (i, word) in words.iter().enumerate().take(7) {
+        check!(start(i, waits, 1, word).is_ok());
     }
     check!(start(7, waits, 1, &words[7]) == Err(Errno::EAGAIN));
     release();
@@ -211,8 +211,8 @@ extern "C" fn blocking(_: usize) -> i32 {
     extern "C" fn reads(i: usize) {
         let mut byte = [0u8; 1];
         let fd = ENDS[2 * i].load(Ordering::SeqCst) as usize;
-        // SAFETY: the buffer is the guest's own. Through T, by a call that strict mode does not allow U.
         let iov = [byte.as_mut_ptr() as usize, 1];
+        // SAFETY: the buffer is the guest's own. Through T, by a call that strict mode does not allow U.
         check!(unsafe { c(Sysno::readv, [fd, iov.as_ptr() as usize, 1]) } == Ok(1));
     }
     for i in 0..2 {
