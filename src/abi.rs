@@ -198,11 +198,11 @@ pub struct Step {
 /// Steps of T's birth script.
 pub const T_STEPS: usize = 16;
 /// Steps of U's birth script.
-pub const U_STEPS: usize = 96;
+pub const U_STEPS: usize = 32;
 /// Steps of a verdict.
 pub const STEPS: usize = 6;
 /// Bytes of a verdict's data: what its pointers lead to.
-pub const DATA: usize = if cfg!(target_arch = "x86") { 8448 } else { 4352 }; // a path and more; all that STRIDE leaves
+pub const DATA: usize = 8448; // two paths and more: what STRIDE leaves
 
 /// What one pair's tasks are to execute, and the data that it points to. Written by the supervisor only; read-only in
 /// the sandbox.
@@ -246,7 +246,7 @@ pub struct Verdict {
     /// U's alternate stack.
     pub altstack: AltStack,
     /// U's handlers (`birth.rs` says which).
-    pub actions: [SigAction; 3],
+    pub actions: [SigAction; 2],
     /// U's segment descriptors (i386): where the runtime's state is, and the guest's thread-local storage.
     pub segments: [UserDesc; 2],
     /// U's filter, if it has one, …

@@ -13,7 +13,7 @@ use crate::clone;
 use crate::pair::Layout;
 use crate::seccomp::{self, Lockdown, Program};
 use crate::setup::OwnFds;
-use crate::signal::{self, NSIG, REPORTED, SIGSEGV, SIGSYS, SigAction, SigSet};
+use crate::signal::{self, REPORTED, SIGSEGV, SIGSYS, SigAction, SigSet};
 use crate::sys::{self, CpuSet, Sysno};
 use memoffset::offset_of;
 
@@ -32,8 +32,6 @@ pub struct Common {
     pub cpus: Cpus,
     /// Whether calls that the guest makes by itself are caught, and the handlers are set to stay.
     pub dispatch: bool,
-    /// Whether the guest may have handlers of its own.
-    pub signals: bool,
     /// Soft and hard limit of the size of cores.
     pub core: [usize; 2],
 }
@@ -172,14 +170,11 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     }
     u.follow(supervisor);
     u.must(Sysno::sigaltstack, [at + offset_of!(Verdict, altstack)], 0);
-    for sig in 1..=NSIG {
+    for sig in REPORTED {
         let which = match sig {
             SIGSEGV => 1,
             SIGSYS if common.dispatch => 1,
-            _ if REPORTED.contains(&sig) => 0,
-            signal::SIGKILL | signal::SIGSTOP => continue,
-            _ if common.signals => 2,
-            _ => continue,
+            _ => 0,
         };
         let action = at + offset_of!(Verdict, actions) + which * size_of::<SigAction>();
         u.must(Sysno::rt_sigaction, [sig as usize, action, 0, 8], 0);
@@ -239,8 +234,8 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
 
 /// The handlers: on the alternate stack, with everything blocked but faults, so that a fault in the reporter is seen.
 /// First those that are reset on entry, so that the signal can be handed on; then those that are not, because `rdtsc` is
-/// a SIGSEGV and a caught call a SIGSYS; then that of signals which are nothing but the guest's.
-fn actions() -> [SigAction; 3] {
+/// a SIGSEGV and a caught call a SIGSYS.
+fn actions() -> [SigAction; 2] {
     let faults = [signal::SIGSEGV, signal::SIGBUS, signal::SIGILL, signal::SIGFPE, signal::SIGTRAP, signal::SIGSYS];
     let action = |reset| SigAction {
         handler: arch::asc_fault_entry as *const () as usize,
@@ -248,7 +243,7 @@ fn actions() -> [SigAction; 3] {
         restorer: arch::asc_restore as *const () as usize,
         mask: SigSet::of(&faults).complement(),
     };
-    [action(signal::SA_RESETHAND), action(0), action(0)]
+    [action(signal::SA_RESETHAND), action(0)]
 }
 
 /// The call that a birth's exit status names; `None` if it names none.
@@ -263,5 +258,4 @@ pub fn start_sp(layout: &Layout, k: usize) -> usize {
     layout.verdict(k).addr() + offset_of!(Verdict, start)
 }
 
-// The longest: all signals but two, and what else there is.
-static_assertions::const_assert!(T_STEPS >= 13 && U_STEPS >= NSIG as usize - 2 + 20);
+static_assertions::const_assert!(T_STEPS >= 13 && U_STEPS >= REPORTED.len() + 20);

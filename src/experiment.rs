@@ -131,6 +131,10 @@ pub fn doorbells() -> (i32, i32) {
 
 /// The broker believes a mailbox that says that its T asks, and does not ask the kernel.
 pub static BELIEVE_MAILBOX: AtomicBool = AtomicBool::new(false);
+/// The broker reads the path again after it has decided.
+pub static READ_AGAIN: AtomicBool = AtomicBool::new(false);
+/// Paths are opened without `RESOLVE_BENEATH`.
+pub static NOT_BENEATH: AtomicBool = AtomicBool::new(false);
 /// The broker believes what a message about a birth says, whoever sent it.
 pub static BELIEVE_BIRTHS: AtomicBool = AtomicBool::new(false);
 
@@ -147,5 +151,19 @@ pub(crate) fn fault_in_reporter() {
     if FAULT_IN_REPORTER.load(Ordering::Relaxed) {
         // SAFETY: none: the fault is the point.
         unsafe { core::ptr::without_provenance_mut::<u8>(1).write_volatile(0) };
+    }
+}
+
+/// What a broker would do that reads the request again: the name in its folder, from the mailbox as it is now.
+pub(crate) fn read_again(mailbox: *const Mailbox, data: &mut [u8]) {
+    if !READ_AGAIN.load(Ordering::Relaxed) {
+        return;
+    }
+    // SAFETY: the supervisor's view of the mailbox, while the guest writes there.
+    let byte = |i: usize| unsafe { (&raw const (*mailbox).data.0).cast::<u8>().wrapping_add(i).read_volatile() };
+    let len = (0..crate::abi::PAYLOAD).take_while(|i| byte(*i) != 0).count();
+    let name = (0..len).rev().take_while(|i| byte(*i) != b'/').count();
+    for (i, to) in data.iter_mut().skip(size_of::<crate::abi::OpenHow>()).take(name).enumerate() {
+        *to = byte(len - name + i);
     }
 }

@@ -222,7 +222,6 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
             lockdown: config.lockdown,
             cpus,
             dispatch: config.dispatch,
-            signals: config.policy.has_signals(),
             core: sys::limit(0, sys::RLIMIT_CORE, None).map_err(Error::of(Sysno::prlimit64))?,
         };
         // SAFETY: the views were just mapped, at their full size, and the reservation with its state is new.

@@ -264,7 +264,8 @@ impl<'a> Policy<'a> {
         panic!("too many ioctls")
     }
 
-    /// Allows the guest signal handlers of its own, and to send signals to its own threads.
+    /// Allows the guest to send signals to its own threads: those of the fault reporter are reported, and all end the guest
+    /// that end a process. It has no handlers of its own.
     pub const fn signals(mut self) -> Self {
         self.signals = true;
         self
@@ -336,7 +337,7 @@ impl<'a> Policy<'a> {
     pub fn allows_ioctl(&self, number: u32) -> bool {
         self.ioctls.contains(&Some(number))
     }
-    /// Whether the guest may have signal handlers.
+    /// Whether the guest may send signals to its own threads.
     pub fn has_signals(&self) -> bool {
         self.signals
     }

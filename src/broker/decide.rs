@@ -147,7 +147,7 @@ pub enum Verdict<'a> {
     },
     /// Every thread ends.
     ExitGroup,
-    /// A signal for a thread of the guest; `tid` 0 for the first.
+    /// A signal for a thread of the guest, by its id; 0, or the guest's process id, for the first.
     Signal {
         /// The thread.
         tid: u32,
@@ -350,7 +350,11 @@ impl<'a> Case<'_, 'a, '_, '_> {
         let policy = self.view.policy;
         let links = if policy.follows_links() { 0 } else { RESOLVE_NO_SYMLINKS };
         let resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV | links;
-        OpenHow { flags: (flags | O_CLOEXEC & flags) as u64, mode: mode as u64, resolve }
+        #[cfg(feature = "experiments")]
+        let off = crate::experiment::NOT_BENEATH.load(core::sync::atomic::Ordering::Relaxed);
+        #[cfg(feature = "experiments")]
+        let resolve = if off { 0 } else { resolve };
+        OpenHow { flags: flags as u64, mode: mode as u64, resolve }
     }
 
     /// Arguments of an `openat2` that opens `path` as seen from `dir`.
@@ -835,7 +839,7 @@ impl<'a> Case<'_, 'a, '_, '_> {
             Sysno::exit_group if policy.limits_of().threads > 1 => Ok(Verdict::ExitGroup),
             Sysno::tgkill if policy.has_signals() => Ok(Verdict::Signal { tid: b as u32, sig: c as i32 }),
             Sysno::tkill if policy.has_signals() => Ok(Verdict::Signal { tid: a as u32, sig: b as i32 }),
-            Sysno::kill if policy.has_signals() => Ok(Verdict::Signal { tid: 0, sig: b as i32 }),
+            Sysno::kill if policy.has_signals() => Ok(Verdict::Signal { tid: a as u32, sig: b as i32 }),
             _ => Err(unknown),
         }
     }

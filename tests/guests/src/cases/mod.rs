@@ -7,6 +7,7 @@ mod hostile;
 mod mechanisms;
 mod misuse;
 mod program;
+mod races;
 mod supervisor;
 mod threads;
 
@@ -62,7 +63,7 @@ fn skip(why: &str) -> ! {
 }
 
 /// Concatenates the lists of cases.
-pub struct Cases([&'static [Case]; 9]);
+pub struct Cases([&'static [Case]; 10]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
@@ -73,6 +74,7 @@ pub static CASES: Cases = Cases([
     mechanisms::CASES,
     misuse::CASES,
     program::CASES,
+    races::CASES,
     supervisor::CASES,
     threads::CASES,
 ]);

@@ -1,0 +1,157 @@
+//! Races with real threads: what was checked is changed meanwhile. Each is won when its defence is taken out.
+
+use super::program::{DIRECT, program};
+use super::*;
+use ascetic::experiment::{self, NOT_BENEATH, READ_AGAIN};
+use ascetic::policy::{Rights, Root};
+use ascetic::sys::{self, Errno};
+use ascetic::untrusted::{self, call};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use freestanding::files::{Path, Scratch, path};
+use freestanding::threads;
+
+pub const CASES: &[Case] = &[
+    case("race_mailbox_rewritten", || mailbox_rewritten(false)),
+    case("race_mailbox_rewritten_off_shows_it", || mailbox_rewritten(true)),
+    case("race_link_swapped", || link_swapped(false)),
+    case("race_link_swapped_off_shows_it", || link_swapped(true)),
+    case("race_futex_aimed_at_the_vault", || futex_at_vault(true)),
+    case("race_futex_aimed_at_the_vault_off_shows_it", || futex_at_vault(false)),
+];
+
+/// Attempts that nothing gets through; and as many at most until something does without the defence.
+fn attempts() -> usize {
+    if emulated() { 20_000 } else { 1_000_000 }
+}
+
+const CWD: usize = -100isize as usize;
+static MAILBOX: AtomicUsize = AtomicUsize::new(0);
+static STOP: AtomicBool = AtomicBool::new(false);
+static STOPPED: AtomicU32 = AtomicU32::new(1);
+
+/// Starts a thread that disturbs until [`STOP`].
+fn disturb(f: extern "C" fn(usize)) {
+    MAILBOX.store(experiment::mailbox().0, Ordering::SeqCst);
+    // SAFETY: the stack is the thread's until its word is cleared.
+    check!(unsafe { untrusted::thread::spawn(f, 0, threads::stack(0), STOPPED.as_ptr() as usize) }.is_ok());
+}
+
+/// Opens a path again and again, and says whether it ever led to what `is_won` sees; `n` attempts.
+fn opens(path: &Path, n: usize, is_won: impl Fn(&[u8]) -> bool) -> bool {
+    let mut opened = 0;
+    for _ in 0..n {
+        let mut bytes = [0u8; 8];
+        // SAFETY: a path; the buffer is the guest's own.
+        unsafe {
+            let Ok(fd) = call(Sysno::openat, [CWD, path.as_ptr() as usize, 0, 0, 0, 0]) else { continue };
+            opened += 1;
+            let _ = call(Sysno::pread64, [fd, bytes.as_mut_ptr() as usize, 8, 0, 0, 0]);
+            let _ = call(Sysno::close, [fd, 0, 0, 0, 0, 0]);
+        }
+        if is_won(&bytes) {
+            return true;
+        }
+    }
+    check!(opened > n / 100, "only {opened} of {n} were opened");
+    false
+}
+
+fn finish(won: bool) -> i32 {
+    STOP.store(true, Ordering::SeqCst);
+    threads::join(&STOPPED, |at, tid| {
+        // SAFETY: the word is the guest's.
+        let _ = unsafe { call(Sysno::futex, [at, 0, tid as usize, 0, 0, 0]) };
+    });
+    i32::from(won)
+}
+
+/// The name in the mailbox changes while the broker decides: one file is allowed, the one beside it is not.
+fn mailbox_rewritten(off: bool) {
+    extern "C" fn rewrites(_: usize) {
+        // The path has a `//` in it, so that no token is used; its name is the last four bytes.
+        let at = MAILBOX.load(Ordering::SeqCst) + core::mem::offset_of!(ascetic::abi::Mailbox, data);
+        let len = path("/in/file").as_c().to_bytes().len();
+        let name = (at + len - 4) as *mut [u8; 4];
+        while !STOP.load(Ordering::Relaxed) {
+            // SAFETY: inside the mailbox of the other thread, which any thread of the guest can write.
+            unsafe {
+                name.write_volatile(*b"else");
+                name.write_volatile(*b"file");
+            }
+        }
+    }
+    extern "C" fn guest(n: usize) -> i32 {
+        disturb(rewrites);
+        finish(opens(&path("/in/file"), n, |bytes| bytes.starts_with(b"secret")))
+    }
+    let scratch = Scratch::new();
+    scratch.folder("in");
+    scratch.file("in/file", b"inside");
+    scratch.file("in/else", b"secret");
+    let file = path("in/file");
+    let policy = DIRECT.clone().threads(2);
+    let policy = policy.try_root(Root { path: file.as_c(), rights: Rights::READ, exact: true }).unwrap();
+    READ_AGAIN.store(off, Ordering::Relaxed);
+    must_exit(&apart(&policy), guest, attempts(), u8::from(off));
+}
+
+/// Two processors, if there are: the race needs both sides to run at once.
+fn apart<'a>(policy: &'a Policy<'a>) -> Config<'a> {
+    Config { placement: sandbox::Placement::Floating, ..program(policy) }
+}
+
+/// A link below the root leads to a file inside and one outside, by turns.
+fn link_swapped(off: bool) {
+    extern "C" fn swaps(_: usize) {
+        let (a, b) = (path("in/a"), path("in/b"));
+        while !STOP.load(Ordering::Relaxed) {
+            const EXCHANGE: usize = 2;
+            // SAFETY: paths.
+            let swapped =
+                unsafe { call(Sysno::renameat2, [CWD, a.as_ptr() as usize, CWD, b.as_ptr() as usize, EXCHANGE, 0]) };
+            check!(swapped == Ok(0), "{swapped:?}");
+        }
+    }
+    extern "C" fn guest(n: usize) -> i32 {
+        disturb(swaps);
+        finish(opens(&path("/in/a"), n, |bytes| bytes.starts_with(b"outside")))
+    }
+    let scratch = Scratch::new();
+    scratch.folder("in");
+    scratch.file("in/file", b"inside");
+    scratch.file("outside", b"outside");
+    scratch.link("in/a", "file");
+    scratch.link("in/b", "../outside");
+    let root = path("in");
+    let rights = Rights::READ.and(Rights::CREATE);
+    let policy = DIRECT.clone().threads(2).try_root(Root { path: root.as_c(), rights, exact: false }).unwrap();
+    NOT_BENEATH.store(off, Ordering::Relaxed);
+    must_exit(&apart(&policy), guest, attempts() / 4, u8::from(off));
+}
+
+/// A guest that could wait at the word where its T waits would speak in T's name.
+fn futex_at_vault(defended: bool) {
+    extern "C" fn guest(defended: usize) -> i32 {
+        let (_, verdict) = experiment::pages();
+        // SAFETY: the address of a word that can be read.
+        let ask = unsafe { &raw const (*verdict).ask } as usize;
+        let mut word = 0u32;
+        let own = &raw mut word as usize;
+        // FUTEX_WAKE and FUTEX_CMP_REQUEUE there, as either word.
+        // SAFETY: the guest's own word, and the vault's, on purpose.
+        let results = unsafe {
+            [
+                call(Sysno::futex, [ask, 1, 1, 0, 0, 0]),
+                call(Sysno::futex, [own, 4, 0, 1, ask, 0]),
+                call(Sysno::futex, [ask, 0, u32::MAX as usize, 0, 0, 0]),
+            ]
+        };
+        let expected = if defended == 1 { [Err(Errno::EFAULT); 3] } else { [Ok(0), Ok(0), Err(Errno::EAGAIN)] };
+        check!(results == expected, "{results:?}");
+        0
+    }
+    let mut config = program(&DIRECT);
+    config.weaken.no_vault_check = !defended;
+    must_exit(&config, guest, usize::from(defended), 0);
+    let _ = sys::pids();
+}
