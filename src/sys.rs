@@ -673,6 +673,12 @@ pub fn affinity() -> Result<CpuSet> {
     Ok(set)
 }
 
+/// Has the calling thread run on these processors only.
+pub fn set_affinity(set: &CpuSet) -> Result<()> {
+    // SAFETY: the kernel reads the size given.
+    unsafe { sys!(sched_setaffinity, 0, size_of::<CpuSet>(), set.0.as_ptr() as usize) }.map(drop)
+}
+
 /// The processor that the caller runs on.
 pub fn current_cpu() -> Result<usize> {
     let mut cpu = 0u32;

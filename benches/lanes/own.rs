@@ -1,12 +1,13 @@
 //! This crate's direct lane: one sandbox at a time, and many at once.
 
 use crate::host::{Batch, Log, Result, Shared, cpus, pin, pipe};
-use ascetic::policy::Policy;
+use ascetic::policy::{Policy, Rights};
 use ascetic::sandbox::{self, Config, Placement, Sandbox};
 use ascetic::sys::Sysno;
 use ascetic::untrusted;
 use serde_json::{Value, json};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -39,17 +40,111 @@ pub fn now() -> u64 {
     got.map_or(0, |_| secs * 1_000_000_000 + nanos)
 }
 
-/// Measures batches of `getppid`. From clock call to clock call lie the batch and one half each of two clock calls,
-/// whence the divisor in [`direct`].
+/// What a measured guest does again and again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// `getppid` through the direct lane.
+    Getppid,
+    /// `getppid` by an instruction of the guest's own.
+    Unmodified,
+    /// `openat` and `close`, the first decided by the broker.
+    Open,
+    /// The same by a token.
+    Token,
+    /// `stat`
+    Stat,
+    /// `mmap` and `munmap` of 64 KiB.
+    Map,
+    /// A thread that does nothing, created and joined.
+    Thread,
+}
+
+impl Work {
+    /// The policy that it needs.
+    pub const fn policy(self) -> &'static Policy<'static> {
+        const FILES: Policy = POLICY.direct(Sysno::close).root(c"/usr", Rights::READ);
+        const MEMORY: Policy = POLICY.memory();
+        const THREADS: Policy = POLICY.direct(Sysno::futex).threads(4);
+        match self {
+            Self::Getppid | Self::Unmodified => &POLICY,
+            Self::Open | Self::Token | Self::Stat => &FILES,
+            Self::Map => &MEMORY,
+            Self::Thread => &THREADS,
+        }
+    }
+
+    /// Does it once, in a guest; whether it went well.
+    fn once(self) -> bool {
+        // The `//` is no name that a token was left for.
+        const DEEP: &std::ffi::CStr = c"/usr//share";
+        // SAFETY: paths, and memory that the kernel chose and nobody else uses.
+        unsafe {
+            let call = |nr, args| untrusted::call(nr, args);
+            match self {
+                Self::Getppid => call(Sysno::getppid, [0; 6]).is_ok(),
+                Self::Unmodified => libc::syscall(libc::SYS_getppid) > 0,
+                Self::Open | Self::Token => {
+                    let path = if self == Self::Open { DEEP } else { FOLDER };
+                    call(Sysno::openat, [0, path.as_ptr().expose_provenance(), 0, 0, 0, 0])
+                        .is_ok_and(|fd| call(Sysno::close, [fd, 0, 0, 0, 0, 0]).is_ok())
+                }
+                Self::Stat => {
+                    let mut stat = [0u64; 32];
+                    let at = stat.as_mut_ptr().expose_provenance();
+                    call(Sysno::stat, [FOLDER.as_ptr().expose_provenance(), at, 0, 0, 0, 0]).is_ok()
+                }
+                Self::Map => call(Sysno::mmap, [0, MAPPED, 3, 0x22, usize::MAX, 0])
+                    .is_ok_and(|at| call(Sysno::munmap, [at, MAPPED, 0, 0, 0, 0]).is_ok()),
+                Self::Thread => thread(),
+            }
+        }
+    }
+}
+
+/// What is opened and asked about.
+pub const FOLDER: &std::ffi::CStr = c"/usr/share";
+/// Bytes that are mapped.
+pub const MAPPED: usize = 64 * 1024;
+
+/// Creates a thread that does nothing, and waits for its end.
+fn thread() -> bool {
+    extern "C" fn nothing(_: usize) {}
+    #[repr(align(16))]
+    struct Stack(#[allow(dead_code, reason = "it is a thread's")] [u8; 16 * 1024]);
+    static mut STACK: Stack = Stack([0; 16 * 1024]);
+    static ENDED: AtomicU32 = AtomicU32::new(0);
+    ENDED.store(1, Relaxed);
+    let word = ENDED.as_ptr().expose_provenance();
+    let top = (&raw mut STACK).expose_provenance() + size_of::<Stack>();
+    // SAFETY: the stack is the thread's until the kernel has stored 0 in the word.
+    if unsafe { untrusted::thread::spawn(nothing, 0, top, word) }.is_err() {
+        return false;
+    }
+    loop {
+        match ENDED.load(Relaxed) {
+            0 => return true,
+            // SAFETY: waits for a word of this guest's.
+            tid => _ = unsafe { untrusted::call(Sysno::futex, [word, 0, tid as usize, 0, 0, 0]) },
+        }
+    }
+}
+
+/// What the next guest does. A guest has the memory of the process that makes it.
+static WORK: AtomicU32 = AtomicU32::new(0);
+const WORKS: [Work; 7] =
+    [Work::Getppid, Work::Unmodified, Work::Open, Work::Token, Work::Stat, Work::Map, Work::Thread];
+
+/// Measures batches of work. From clock call to clock call lie the batch and one half each of two clock calls,
+/// whence the divisor in [`guest`].
 extern "C" fn batches(arg: usize) -> i32 {
-    // SAFETY: `direct` passes a shared log.
+    // SAFETY: `guest` passes a shared log.
     let log = unsafe { log(arg) };
     let (batches, calls) = (log.batches.load(Relaxed), log.calls.load(Relaxed));
+    let work = WORKS[WORK.load(Relaxed) as usize % WORKS.len()];
     for batch in 0..=batches {
         let start = now();
         for _ in 0..calls {
-            // SAFETY: getppid touches no memory.
-            if unsafe { untrusted::call(Sysno::getppid, [0; 6]) }.is_err() {
+            if !work.once() {
                 log.wrong.store(CALL_FAILED, Relaxed);
             }
         }
@@ -61,9 +156,10 @@ extern "C" fn batches(arg: usize) -> i32 {
     0
 }
 
-/// The direct lane in one sandbox. Returns nanoseconds for a call.
-pub fn direct(log: &Shared<Log>, config: &Config<'_>, batch: Batch) -> Result<Vec<f64>> {
+/// One sandbox that does some work. Returns nanoseconds for once.
+pub fn guest(log: &Shared<Log>, config: &Config<'_>, work: Work, batch: Batch) -> Result<Vec<f64>> {
     log.plan(batch);
+    WORK.store(WORKS.iter().position(|known| *known == work).unwrap_or(0) as u32, Relaxed);
     // The memory that is shared by now may be more than when the lane was made.
     let config = Config { share: crate::host::shared(), ..*config };
     let mut sandbox = sandbox::spawn(&config, batches, log.address())?;
@@ -77,6 +173,11 @@ pub fn direct(log: &Shared<Log>, config: &Config<'_>, batch: Batch) -> Result<Ve
 /// A sandbox that keeps the shared memory, where the results go.
 pub fn config() -> Config<'static> {
     Config { share: crate::host::shared(), ..Config::new(&POLICY) }
+}
+
+/// A configuration for some work.
+pub fn working(work: Work, placement: Placement) -> Config<'static> {
+    Config { policy: work.policy(), dispatch: work == Work::Unmodified, ..placed(placement) }
 }
 
 /// A configuration with a placement, and the runtime's own choice of spinning for it.
@@ -116,7 +217,7 @@ pub fn crowd(logs: &Shared<[Log; CROWD]>, count: usize, spread: bool, length: Du
     let keep = [gate.as_raw_fd()];
     let config = Config { keep: &keep, ..placed(if spread { Placement::Together } else { Placement::Auto }) };
     let all = cpus();
-    let made: Result<Vec<Sandbox>> = logs
+    let made: Result<Vec<Sandbox<'_>>> = logs
         .iter()
         .zip(all.iter().cycle())
         .take(count)

@@ -4,6 +4,7 @@
 //! own clock (the vDSO's, not a call).
 
 use crate::host::{Batch, Child, FAST, Log, Result, SLOW, checked, getppid, getppid_with, pin};
+use crate::own::{FOLDER, MAPPED};
 use std::hint::spin_loop;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -27,6 +28,48 @@ pub fn native(log: &Log, cpu: usize) -> Result<()> {
         Ok(())
     })?
     .wait()
+}
+
+/// Measures `work`, natively, on a CPU; it says whether it went well.
+fn native_work(log: &Log, cpu: usize, work: impl Fn() -> bool) -> Result<()> {
+    Child::fork(|| {
+        pin(&[cpu])?;
+        SLOW.run(log, || {
+            if !work() {
+                log.wrong.store(WRONG_ANSWER, Relaxed);
+            }
+        });
+        Ok(())
+    })?
+    .wait()
+}
+
+/// `openat` and `close`.
+pub fn native_open(log: &Log, cpu: usize) -> Result<()> {
+    // SAFETY: a path, and a descriptor of this function's own.
+    native_work(log, cpu, || unsafe { libc::close(libc::openat(libc::AT_FDCWD, FOLDER.as_ptr(), libc::O_RDONLY)) == 0 })
+}
+
+/// `stat`
+pub fn native_stat(log: &Log, cpu: usize) -> Result<()> {
+    let mut stat = [0u64; 32];
+    let at = stat.as_mut_ptr();
+    // SAFETY: a path, and room for the result.
+    native_work(log, cpu, || unsafe { libc::syscall(libc::SYS_stat, FOLDER.as_ptr(), at) == 0 })
+}
+
+/// `mmap` and `munmap`.
+pub fn native_map(log: &Log, cpu: usize) -> Result<()> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: memory that the kernel chose and nobody else uses.
+    native_work(log, cpu, || unsafe {
+        libc::munmap(libc::mmap(std::ptr::null_mut(), MAPPED, prot, flags, -1, 0), MAPPED) == 0
+    })
+}
+
+/// A thread of the library's, created and joined.
+pub fn native_thread(log: &Log, cpu: usize) -> Result<()> {
+    native_work(log, cpu, || std::thread::spawn(|| ()).join().is_ok())
 }
 
 /// Measures calls that must be answered with [`ANSWER`].

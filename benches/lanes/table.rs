@@ -1,7 +1,7 @@
 //! The list of what is measured, and the rounds.
 
 use crate::host::{self, FAST, Log, Result, SLOW, Shared};
-use crate::own::{self, CROWD, crowd, direct, placed};
+use crate::own::{self, CROWD, Work, crowd, guest, placed, working};
 use crate::peers::{self, Broker, Trap, Where};
 use crate::{life, stats};
 use ascetic::sandbox::{Config, Placement};
@@ -23,7 +23,13 @@ struct Lane {
 }
 
 fn own_lane(id: &'static str, label: &'static str, config: Config<'static>, batch: host::Batch) -> Lane {
-    let measure: Measure = Box::new(move |log| direct(log, &config, batch));
+    let measure: Measure = Box::new(move |log| guest(log, &config, Work::Getppid, batch));
+    Lane { group: "own", id, label, measure }
+}
+
+fn work_lane(id: &'static str, label: &'static str, work: Work, placement: Placement) -> Lane {
+    let config = working(work, placement);
+    let measure: Measure = Box::new(move |log| guest(log, &config, work, host::SLOW));
     Lane { group: "own", id, label, measure }
 }
 
@@ -48,6 +54,14 @@ fn lanes(one: Where, across: Option<Where>) -> Vec<Lane> {
     if let Some(across) = across {
         lanes.extend([
             own_lane("hot", "direct lane, hot, two CPUs", placed(Placement::Apart), FAST),
+            work_lane(
+                "unmodified_hot",
+                "getppid by the guest's own instruction, hot",
+                Work::Unmodified,
+                Placement::Apart,
+            ),
+            work_lane("token_hot", "openat and close, by token, hot", Work::Token, Placement::Apart),
+            work_lane("open_hot", "openat and close, by the broker, T on another CPU", Work::Open, Placement::Apart),
             peer(("peer", "lines", "a word there and back, two CPUs, two lines"), FAST, move |log| {
                 peers::words(log, across, true)
             }),
@@ -58,6 +72,23 @@ fn lanes(one: Where, across: Option<Where>) -> Vec<Lane> {
     }
     lanes.extend([
         own_lane("parked", "direct lane, parked, one CPU", placed(Placement::Together), SLOW),
+        work_lane(
+            "unmodified",
+            "getppid by the guest's own instruction, parked",
+            Work::Unmodified,
+            Placement::Together,
+        ),
+        work_lane("open", "openat and close, by the broker, parked", Work::Open, Placement::Together),
+        work_lane("token", "openat and close, by token, parked", Work::Token, Placement::Together),
+        work_lane("stat", "stat, by the broker, parked", Work::Stat, Placement::Together),
+        work_lane("map", "mmap and munmap, by the broker, parked", Work::Map, Placement::Together),
+        work_lane("thread", "thread, created and joined", Work::Thread, Placement::Together),
+        peer(("native", "native_open", "openat and close, native"), SLOW, move |log| peers::native_open(log, one[0])),
+        peer(("native", "native_stat", "stat, native"), SLOW, move |log| peers::native_stat(log, one[0])),
+        peer(("native", "native_map", "mmap and munmap, native"), SLOW, move |log| peers::native_map(log, one[0])),
+        peer(("native", "native_thread", "thread, created and joined, native"), SLOW, move |log| {
+            peers::native_thread(log, one[0])
+        }),
         own_lane("parked_filter", "direct lane, parked, one CPU, filter lock-down", filtered, SLOW),
         peer(("peer", "sigsys_filter", "SIGSYS by filter, handled in process"), SLOW, move |log| {
             peers::sigsys(log, one[0], Trap::Filter)

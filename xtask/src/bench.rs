@@ -157,10 +157,22 @@ fn targets(results: &Value, rows: &[Row]) -> Vec<Target> {
     let median = |id: &str| by_id.get(id).map(|row| row.time[0]);
     let over = |id: &str, base: &str| Some(median(id)? / median(base)?);
     let ms = |id: &str| median(id).map(|ns| ns / 1e6);
+    let best = |ids: [&str; 2], base: &str| ids.iter().filter_map(|id| over(id, base)).reduce(f64::min);
     let target = |name, measured, limit| Target { name, measured, limit };
     vec![
         target("hot direct lane, in native calls", by_id.get("hot").map(|row| row.ratio), 2.0),
         target("parked direct lane, in USER_NOTIF calls", over("parked", "user_notif"), 1.1),
+        target(
+            "openat and close by token, at its best, in native ones",
+            best(["token", "token_hot"], "native_open"),
+            1.5,
+        ),
+        target(
+            "unmodified getppid, at its best, in USER_NOTIF calls",
+            best(["unmodified", "unmodified_hot"], "user_notif"),
+            0.6,
+        ),
+        target("thread created and joined, µs", ms("thread").map(|ms| ms * 1e3), 200.0),
         target("spawn to first guest instruction, ms", ms("spawn"), 1.0),
         target("fault to complete record, ms", ms("fault"), 1.0),
         target("memory of a pair, KiB", results["memory_kib"]["pair"]["median"].as_f64(), 128.0),

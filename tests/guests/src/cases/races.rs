@@ -126,7 +126,7 @@ fn link_swapped(off: bool) {
     let rights = Rights::READ.and(Rights::CREATE);
     let policy = DIRECT.clone().threads(2).try_root(Root { path: root.as_c(), rights, exact: false }).unwrap();
     NOT_BENEATH.store(off, Ordering::Relaxed);
-    must_exit(&apart(&policy), guest, attempts() / 4, u8::from(off));
+    must_exit(&apart(&policy), guest, attempts() / 10, u8::from(off));
 }
 
 /// A guest that could wait at the word where its T waits would speak in T's name.
