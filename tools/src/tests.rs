@@ -197,7 +197,7 @@ const BAD: &[(&str, usize, usize, &str)] = &[
     ("refuse = { ptrace = 1, ptrace = 2 }", 1, 24, "duplicate key"),
     ("memory = maybe", 1, 10, "`maybe`"),
     // Keys.
-    ("\nmemry = true", 2, 1, "`memry`: unknown key; known are default_errno, direct"),
+    ("\nmemry = true", 2, 1, "`memry`: unknown key; known are default_errno, ordinary"),
     ("memry = true", 1, 1, "did you mean `memory`?"),
     ("[limits]\nthread = 4", 2, 1, "did you mean `threads`?"),
     ("[[root]]\npath = '/a'\nrights = []\nexact = true", 4, 1, "unknown key; known are path, rights"),

@@ -21,8 +21,9 @@ use crate::reader::{Key, Reader, Value};
 /// The architecture that texts are read for: the one that this is compiled for.
 pub(crate) const ARCH: &str = if cfg!(target_arch = "x86") { "i686" } else { "x86_64" };
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "default_errno",
+    "ordinary",
     "direct",
     "refuse",
     "root",
@@ -43,6 +44,7 @@ const KEYS: [&str; 15] = [
 #[derive(Debug)]
 pub struct Text<'a> {
     default_errno: Option<u32>,
+    ordinary: bool,
     direct: Vec<Sysno>,
     refuse: Vec<(Sysno, u32)>,
     roots: Vec<(CString, Rights, bool)>,
@@ -96,6 +98,7 @@ impl<'a> Text<'a> {
         let mut reader = Reader::new(file, source);
         let mut text = Self {
             default_errno: None,
+            ordinary: false,
             direct: Vec::new(),
             refuse: Vec::new(),
             roots: Vec::new(),
@@ -127,6 +130,9 @@ impl<'a> Text<'a> {
         let mut policy = Policy::new();
         if let Some(errno) = self.default_errno {
             policy = policy.default_errno(errno);
+        }
+        if self.ordinary {
+            policy = policy.ordinary();
         }
         for call in &self.direct {
             policy = policy.direct(*call);
@@ -186,6 +192,7 @@ impl<'a> Text<'a> {
             }
         }
         let mut switch = |key| document.get(key).and_then(|value| reader.boolean(value)).unwrap_or(false);
+        self.ordinary = switch("ordinary");
         self.no_links = switch("no_links");
         self.memory = switch("memory");
         self.executable = switch("executable");
@@ -508,7 +515,7 @@ impl fmt::Display for Text<'_> {
             writeln!(f, "ioctl: {}", name_of(&IOCTLS, number).map_or(format!("{number:#x}"), str::to_owned))?;
         }
         if self.signals {
-            writeln!(f, "signals: handlers, and sending to own threads")?;
+            writeln!(f, "signals: sending to own threads")?;
         }
         let Limits { threads, mapped, descriptors, calls, .. } = self.limits;
         writeln!(f, "threads: {threads}")?;
