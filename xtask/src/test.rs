@@ -128,6 +128,7 @@ pub fn run(options: &Options) -> Result<bool> {
         tally.step("both architectures have the same files", tidy::parity());
         tally.step("links in the documentation lead somewhere", tidy::links());
         units(&mut tally, "runtime", &["test", "--quiet", "--package", "ascetic"]);
+        units(&mut tally, "tools", &["test", "--quiet", "--package", "ascetic-tools"]);
         units(&mut tally, "xtask", &["test", "--quiet", "--package", "xtask"]);
     }
     let mut built = Vec::new();

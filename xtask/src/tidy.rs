@@ -53,7 +53,7 @@ pub fn links() -> Result<()> {
             let target = target.split('#').next().unwrap_or("");
             ensure!(target.contains("://") || folder.join(target).exists(), "{name}: {target} is not there");
         }
-        let tops = ["src/", "arch/", "linker/", "tests/", "xtask/", "examples/", "benches/", "docs/"];
+        let tops = ["src/", "arch/", "linker/", "tests/", "tools/", "xtask/", "examples/", "benches/", "docs/"];
         for path in text.split('`').skip(1).step_by(2).filter(|path| tops.iter().any(|top| path.starts_with(top))) {
             let plain = path.split(['*', '{', '<', ' ', ':']).next().unwrap_or("");
             ensure!(root().join(plain).exists(), "{name}: `{path}` is not there");
