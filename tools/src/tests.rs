@@ -142,6 +142,14 @@ fn every_call_and_every_errno_can_be_refused_by_name() {
 }
 
 #[test]
+fn an_ordinary_program_has_its_calls_but_for_those_that_are_refused() {
+    let text = good("ordinary = true\nrefuse.getrandom = 'EPERM'");
+    let (policy, expected) = (text.policy(), Policy::new().ordinary().refuse(Sysno::getrandom, libc::EPERM as u32));
+    assert_eq!(policy.rows(), expected.rows());
+    assert_ne!(policy.rows(), Policy::new().ordinary().rows());
+}
+
+#[test]
 fn what_fits_is_taken_and_one_more_is_not() {
     let list = |count: usize, item: fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(", ");
     let roots = |count: usize| {
