@@ -436,10 +436,10 @@ impl Sandbox<'_> {
     /// ([`Config::crash`] is `None`). Returns the bytes read; decode them with [`Record`](crate::fault::record::Record).
     pub fn record<'b>(&self, buf: &'b mut [u8]) -> &'b [u8] {
         let Some(fd) = &self.crash else { return &[] };
-        let written = sys::offset(fd.0).unwrap_or(0);
+        let end = sys::offset(fd.0).unwrap_or(0).min(RECORD_MAX).min(buf.len());
         let mut have = 0;
-        while have < written {
-            let Some(rest) = buf.get_mut(have..written.min(RECORD_MAX)).filter(|rest| !rest.is_empty()) else { break };
+        while have < end {
+            let Some(rest) = buf.get_mut(have..end) else { break };
             match sys::pread(fd.0, rest, have) {
                 Ok(n) if n > 0 => have += n,
                 _ => break,
