@@ -5,6 +5,7 @@
 mod apt;
 mod audit;
 mod bench;
+mod capi;
 mod demo;
 mod guests;
 mod host;
@@ -55,6 +56,8 @@ enum Task {
         #[arg(long)]
         verbose: bool,
     },
+    /// Makes include/ascetic.h of the C interface's source
+    Header,
 }
 
 impl std::str::FromStr for Arch {
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Bench { quick } => bench::run(&root(), quick).map(|()| true),
         Task::Audit { verbose } => audit::run(verbose),
+        Task::Header => capi::write_header().map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -15,7 +15,7 @@ use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
 use crate::kernels::{self, KERNELS};
 use crate::qemu::{self, Accel, End, Machine};
-use crate::{audit, cache, demo, root, tidy};
+use crate::{audit, cache, capi, demo, root, tidy};
 
 /// How long a case may take here.
 const CASE_LIMIT: Duration = Duration::from_secs(90);
@@ -153,6 +153,7 @@ pub fn run(options: &Options) -> Result<bool> {
         tally.step("example enter", example("enter", 6, &["before: process", "a guest: true, sum 6"]));
         let program = ["refused: /etc/shadow: Permission denied", "threads: [0, 499500, 1999000, 4498500]"];
         tally.step("example program", example("program", 0, &program));
+        in_c(&mut tally);
     }
     for programs in &built {
         natively(&mut tally, programs, options)?;
@@ -172,6 +173,22 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed.len(), tally.skipped);
     Ok(tally.failed.is_empty())
+}
+
+/// What is in C: the header, the example, the test of the interface.
+fn in_c(tally: &mut Tally) {
+    tally.step("include/ascetic.h is what its source says", capi::check_header());
+    if host::find("cc").is_none() {
+        return tally
+            .skip("programs in C", "there is no `cc`; on Debian or Ubuntu: sudo apt-get install gcc libc6-dev");
+    }
+    match capi::Library::build() {
+        Ok(library) => {
+            tally.step("example embed.c", library.example());
+            tally.step("the C interface", library.interface());
+        }
+        Err(error) => tally.fail("libascetic.a", &format!("{error:#}")),
+    }
 }
 
 /// Runs `cargo test` and counts what it counts.

@@ -1,0 +1,395 @@
+//! Policies, built call by call.
+
+use crate::error::{Error, Failure, tell};
+use crate::memory::{self, Blocks};
+use core::ffi::{c_char, c_int, c_long, c_void};
+use core::sync::atomic::{AtomicUsize, Ordering, fence};
+use runtime::policy::{self, FAMILIES, LIST, ROOTS, Rights};
+use runtime::sys::Sysno;
+
+/// Open for reading, list, look at attributes.
+pub const ASCETIC_READ: u32 = 1;
+/// Open for writing, truncate, change attributes.
+pub const ASCETIC_WRITE: u32 = 2;
+/// Create, rename and remove names.
+pub const ASCETIC_CREATE: u32 = 4;
+/// Map executable; of use only if all roots have it.
+pub const ASCETIC_EXECUTE: u32 = 8;
+
+const RIGHTS: [(u32, Rights); 4] = [
+    (ASCETIC_READ, Rights::READ),
+    (ASCETIC_WRITE, Rights::WRITE),
+    (ASCETIC_CREATE, Rights::CREATE),
+    (ASCETIC_EXECUTE, Rights::EXECUTE),
+];
+
+/// What a sandbox may do. What nothing allows is refused, with ENOSYS if nothing else is said.
+pub struct Policy {
+    pub(crate) policy: policy::Policy<'static>,
+    /// How many of each list there are.
+    families: usize,
+    options: usize,
+    ioctls: usize,
+    /// What the policy points to.
+    blocks: Blocks,
+    /// Its own handle, and its sandboxes.
+    users: AtomicUsize,
+}
+
+/// Bytes of a socket address, from its first on: an address that begins so is allowed.
+#[repr(C)]
+pub struct Address {
+    /// A `struct sockaddr_*`, or as much of it as matters.
+    pub bytes: *const c_void,
+    /// How many bytes.
+    pub len: usize,
+}
+
+/// What a sandbox may use at most.
+#[repr(C)]
+pub struct Limits {
+    /// Threads at once (1 to 256).
+    pub threads: u32,
+    /// Numbers of descriptors below this are the guest's to use; 0 for no limit but the kernel's.
+    pub descriptors: u32,
+    /// Bytes that the guest may map, beyond what it starts with; 0 for no limit but the kernel's.
+    pub mapped: usize,
+    /// Calls a second that ask the supervisor; 0 for no limit. Calls beyond wait.
+    pub calls: u32,
+}
+
+impl Policy {
+    /// Takes one more user into account.
+    pub(crate) fn share(&self) {
+        self.users.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one user less into account; frees what has none.
+    ///
+    /// # Safety
+    ///
+    /// `at` is of [`ascetic_policy_new`]; the user does not use it any more.
+    pub(crate) unsafe fn release(at: *mut Self) {
+        // SAFETY: the caller's: as long as there are users, it is there; the last one frees it.
+        unsafe {
+            if (*at).users.fetch_sub(1, Ordering::Release) == 1 {
+                fence(Ordering::Acquire);
+                at.drop_in_place();
+                memory::give_back(at);
+            }
+        }
+    }
+
+    /// Makes a change that cannot fail.
+    fn change(
+        &mut self,
+        change: impl FnOnce(policy::Policy<'static>) -> policy::Policy<'static>,
+    ) -> Result<(), Failure> {
+        self.policy = change(core::mem::take(&mut self.policy));
+        Ok(())
+    }
+}
+
+/// Makes a change to a policy that no sandbox uses.
+///
+/// # Safety
+///
+/// `policy` is NULL or a policy; `error` is NULL or has room for an [`Error`].
+unsafe fn changing(
+    policy: *mut Policy,
+    error: *mut Error,
+    change: impl FnOnce(&mut Policy) -> Result<(), Failure>,
+) -> c_int {
+    // SAFETY: the caller's; no sandbox refers to it, and it is used by one thread at a time.
+    let result = match unsafe { policy.as_ref() } {
+        None => Err(Failure::Argument("the policy is NULL")),
+        Some(shared) if shared.users.load(Ordering::Acquire) > 1 => Err(Failure::InUse),
+        // SAFETY: as above.
+        Some(_) => change(unsafe { &mut *policy }),
+    };
+    // SAFETY: the caller's.
+    unsafe { tell(result.map(|()| 0), error) }
+}
+
+fn call_of(nr: c_long) -> Result<Sysno, Failure> {
+    usize::try_from(nr).ok().and_then(Sysno::new).ok_or(Failure::NoCall)
+}
+
+/// A policy that allows nothing but clock_gettime, with which the guest's rdtsc is answered. NULL if there is no memory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_new() -> *mut Policy {
+    let Some(at) = memory::room::<Policy>() else { return core::ptr::null_mut() };
+    let new = Policy {
+        policy: policy::Policy::new(),
+        families: 0,
+        options: 0,
+        ioctls: 0,
+        blocks: Blocks::new(),
+        users: AtomicUsize::new(1),
+    };
+    // SAFETY: there is room for one.
+    unsafe { at.write(new) };
+    at.as_ptr()
+}
+
+/// Frees a policy, or nothing if it is NULL. Sandboxes that use it keep it until they are freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_free(policy: *mut Policy) {
+    if !policy.is_null() {
+        // SAFETY: a policy; the caller uses it no more.
+        unsafe { Policy::release(policy) };
+    }
+}
+
+/// Allows what an ordinary program's libc needs besides files, memory and threads.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_ordinary(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::ordinary)) }
+}
+
+/// Allows a call by its number (`SYS_*` of <sys/syscall.h>), on its arguments alone. Fails with ASCETIC_E_NOT_DIRECT if
+/// that is not enough to decide on, and says why.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_direct(policy: *mut Policy, call: c_long, error: *mut Error) -> c_int {
+    let direct = |policy: &mut Policy| {
+        policy.policy = policy.policy.clone().try_direct(call_of(call)?)?;
+        Ok(())
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, direct) }
+}
+
+/// ascetic_policy_direct() by the call's name, as "getppid".
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_direct_name(
+    policy: *mut Policy,
+    name: *const c_char,
+    error: *mut Error,
+) -> c_int {
+    // SAFETY: the caller's.
+    let name = unsafe { memory::string(name) };
+    let direct = |policy: &mut Policy| {
+        let name = name.ok_or(Failure::Argument("the name is NULL"))?;
+        let call = name.to_str().ok().and_then(|name| name.parse().ok()).ok_or(Failure::NoCall)?;
+        policy.policy = policy.policy.clone().try_direct(call)?;
+        Ok(())
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, direct) }
+}
+
+const BAD_ERRNO: Failure = Failure::Argument("an errno is one of 1 to 4095");
+
+/// Refuses a call with an errno of its own (1 to 4095).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_refuse(
+    policy: *mut Policy,
+    call: c_long,
+    sys_errno: u32,
+    error: *mut Error,
+) -> c_int {
+    let refuse = |policy: &mut Policy| {
+        let call = call_of(call)?;
+        if !(1..=4095).contains(&sys_errno) {
+            return Err(BAD_ERRNO);
+        }
+        policy.change(|policy| policy.refuse(call, sys_errno))
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, refuse) }
+}
+
+/// Refuses what is not allowed with this errno (1 to 4095) instead of ENOSYS, but for calls that a libc can do without when
+/// they are ENOSYS. Say it first.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_default_errno(policy: *mut Policy, sys_errno: u32, error: *mut Error) -> c_int {
+    let refuse = |policy: &mut Policy| {
+        if !(1..=4095).contains(&sys_errno) {
+            return Err(BAD_ERRNO);
+        }
+        policy.change(|policy| policy.default_errno(sys_errno))
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, refuse) }
+}
+
+/// # Safety
+///
+/// `path` is NULL or a string, the rest as for [`changing`].
+unsafe fn add_root(policy: *mut Policy, path: *const c_char, rights: u32, exact: bool, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    let path = unsafe { memory::string(path) };
+    let add = |policy: &mut Policy| {
+        let path = path.ok_or(Failure::Argument("the path is NULL"))?;
+        let known = RIGHTS.iter().fold(0, |bits, (bit, _)| bits | bit);
+        if rights & !known != 0 {
+            return Err(Failure::Argument(
+                "rights are ASCETIC_READ, ASCETIC_WRITE, ASCETIC_CREATE and ASCETIC_EXECUTE",
+            ));
+        }
+        let asked = RIGHTS.iter().filter(|(bit, _)| rights & bit != 0);
+        let rights = asked.fold(Rights::NONE, |all, (_, right)| all.and(*right));
+        if policy.policy.roots_len() == ROOTS {
+            return Err(policy::BadRoot::TooMany.into());
+        }
+        let path = policy.blocks.string(path).ok_or(Failure::Memory)?;
+        policy.policy = policy.policy.clone().try_root(policy::Root { path, rights, exact })?;
+        Ok(())
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, add) }
+}
+
+/// Allows what `rights` (ASCETIC_READ | ...) say with the folder at `path` and what is below it, other mounts excepted. The
+/// path is absolute, without `.`, `..` and `//`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_root(
+    policy: *mut Policy,
+    path: *const c_char,
+    rights: u32,
+    error: *mut Error,
+) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { add_root(policy, path, rights, false, error) }
+}
+
+/// Allows what `rights` say with the one file at `path`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_file(
+    policy: *mut Policy,
+    path: *const c_char,
+    rights: u32,
+    error: *mut Error,
+) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { add_root(policy, path, rights, true, error) }
+}
+
+/// Follows no symbolic link below any root.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_no_links(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::no_links)) }
+}
+
+/// Allows to map, unmap and protect memory: not executable, unless ascetic_policy_executable() says so, too.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_memory(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::memory)) }
+}
+
+/// Allows to make memory executable, as a JIT compiler needs.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_executable(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::executable)) }
+}
+
+/// Refuses mappings that are writable and executable at once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_w_xor_x(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::w_xor_x)) }
+}
+
+/// Allows an ioctl by its number. What it stores, it stores where the guest says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_ioctl(policy: *mut Policy, number: u32, error: *mut Error) -> c_int {
+    let add = |policy: &mut Policy| {
+        if policy.ioctls == LIST {
+            return Err(Failure::Full("a policy has 16 ioctls at most"));
+        }
+        policy.ioctls += 1;
+        policy.change(|policy| policy.ioctl(number))
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, add) }
+}
+
+/// Allows to set and to ask for a socket option whose value has no pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_option(policy: *mut Policy, level: u32, name: u32, error: *mut Error) -> c_int {
+    let add = |policy: &mut Policy| {
+        if policy.options == LIST {
+            return Err(Failure::Full("a policy has 16 socket options at most"));
+        }
+        policy.options += 1;
+        policy.change(|policy| policy.option(level, name))
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, add) }
+}
+
+/// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses, or none.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_family(
+    policy: *mut Policy,
+    family: u16,
+    addresses: *const Address,
+    count: usize,
+    error: *mut Error,
+) -> c_int {
+    // SAFETY: the caller's.
+    let addresses = unsafe { memory::slice(addresses, count) };
+    let add = |policy: &mut Policy| {
+        if policy.families == FAMILIES {
+            return Err(Failure::Full("a policy has 4 address families at most"));
+        }
+        let addresses = addresses.ok_or(Failure::Argument("the addresses are NULL"))?;
+        let mut list: [&[u8]; LIST] = [&[]; LIST];
+        let list = list.get_mut(..count).ok_or(Failure::Full("a family has 16 addresses at most"))?;
+        for (to, address) in list.iter_mut().zip(addresses) {
+            // SAFETY: the caller's.
+            let bytes = unsafe { memory::slice(address.bytes.cast(), address.len) };
+            let bytes = bytes.ok_or(Failure::Argument("the bytes of an address are NULL"))?;
+            if bytes.is_empty() {
+                return Err(Failure::Argument("an address of no bytes would allow all"));
+            }
+            *to = policy.blocks.slice(bytes).ok_or(Failure::Memory)?;
+        }
+        let addresses = policy.blocks.slice(list).ok_or(Failure::Memory)?;
+        policy.families += 1;
+        policy.change(|policy| policy.family(policy::Family { family, addresses }))
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, add) }
+}
+
+/// Allows the guest to send signals to its own threads.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_signals(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::signals)) }
+}
+
+/// Allows this much of everything.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_limits(policy: *mut Policy, limits: *const Limits, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    let limits = unsafe { limits.as_ref() };
+    let set = |policy: &mut Policy| {
+        let limits = limits.ok_or(Failure::Argument("the limits are NULL"))?;
+        let &Limits { threads, descriptors, mapped, calls } = limits;
+        if !(1..=runtime::abi::PAIRS as u32).contains(&threads) {
+            return Err(Failure::Argument("a sandbox has 1 to 256 threads"));
+        }
+        policy.change(|policy| policy.limits(policy::Limits { threads, mapped, descriptors, calls }))
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, set) }
+}
+
+/// Allows this many threads at once (1 to 256), and leaves the other limits as they are.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_threads(policy: *mut Policy, threads: u32, error: *mut Error) -> c_int {
+    let set = |policy: &mut Policy| {
+        if !(1..=runtime::abi::PAIRS as u32).contains(&threads) {
+            return Err(Failure::Argument("a sandbox has 1 to 256 threads"));
+        }
+        policy.change(|policy| policy.threads(threads))
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, set) }
+}
