@@ -132,10 +132,9 @@ pub(crate) fn place(config: &Config<'_>) -> Result<(birth::Cpus, u32), Error> {
 }
 
 /// Where the tasks of pair `k` run, given where those of the first do: both where the first's are, if these are two, and
-/// else together on the next CPU for each.
-pub(crate) fn spread(first: [CpuSet; 2], k: usize) -> [CpuSet; 2] {
+/// else together on the next CPU of `allowed` for each.
+pub(crate) fn spread(first: [CpuSet; 2], k: usize, allowed: &CpuSet) -> [CpuSet; 2] {
     let (t, u) = (first[0].iter().next(), first[1].iter().next());
-    let Ok(allowed) = sys::affinity() else { return first };
     match (t, u) {
         (Some(t), Some(u)) if t == u => {
             let count = allowed.iter().count().max(1);

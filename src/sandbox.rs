@@ -17,7 +17,7 @@ use crate::make::{self, Fd, Made, Start, VaultView, View};
 use crate::policy::{Policy, ROOTS};
 use crate::setup;
 use crate::signal::{self, SIGKILL, SigSet};
-use crate::sys::{self, Errno, PollFd, Sysno};
+use crate::sys::{self, CpuSet, Errno, PollFd, Sysno};
 use crate::task::Task;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
@@ -77,6 +77,8 @@ pub struct Sandbox<'a> {
     pids: (u32, u32),
     /// The process whose children its tasks are. A forked copy of this value, in another, has no books.
     pub(crate) owner: u32,
+    /// The CPUs that its tasks may be spread over: those of the thread that made it, which in `wait` has one only.
+    pub(crate) allowed: CpuSet,
     /// Whether the guest's scale of the time stamp counter is a good one.
     pub(crate) good_scale: bool,
     /// The pair that asked for the end of all.
@@ -217,6 +219,7 @@ fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, mut set_up: Task) -> Resu
         crash,
         pids: (report.t, report.u),
         owner: sys::pids().0,
+        allowed: sys::affinity().map_err(Error::of(Sysno::sched_getaffinity))?,
         good_scale: false,
         group: None,
         retries: 0,

@@ -568,7 +568,7 @@ impl Sandbox<'_> {
             return self.refuse(k, request, pc, refusal);
         };
         let mut common = *self.common();
-        common.cpus = common.cpus.map(|cpus| config::spread(cpus, child));
+        common.cpus = common.cpus.map(|cpus| config::spread(cpus, child, &self.allowed));
         let layout = common.layout;
         let state = layout.state(child);
         let alt = layout.altstack(child);

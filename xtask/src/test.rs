@@ -28,7 +28,7 @@ const SKIPPED: &str = "exit:77";
 
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
 /// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a root folder to change.
-const MAY_SKIP: [&str; 11] = [
+const MAY_SKIP: [&str; 12] = [
     "fault_execute_data",
     "fault_misaligned",
     "fault_floating_point_sse",
@@ -38,6 +38,7 @@ const MAY_SKIP: [&str; 11] = [
     "audit_finds_userfaultfd",
     "audit_needs_proc",
     "calls_apart",
+    "threads_spread",
     "supervisor_terminal",
     "supervisor_real_time",
 ];

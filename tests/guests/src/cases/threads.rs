@@ -11,6 +11,7 @@ pub const CASES: &[Case] = &[
     case("threads_join", || both(|| ends(joins, 0, 0))),
     case("threads_many", || both(|| ends(many, 0, 0))),
     case("threads_256", || both(|| must_exit(&program(&MOST), most, 0, 0))),
+    case("threads_spread", || both(spread)),
     case("threads_limit", || both(|| ends(limit, 0, 0))),
     case("threads_outlive_their_creator", || both(|| ends(creator_exits, 0, 5))),
     case("threads_exit_group", || both(|| ends(group, 0, 44))),
@@ -99,6 +100,39 @@ extern "C" fn joins(_: usize) -> i32 {
     check!(SUM.load(Ordering::SeqCst) == 210);
     check!(open_descriptors() == before);
     0
+}
+
+/// The CPUs on which this thread's T may run: one, and that is U's, too.
+fn place() -> usize {
+    let mut set = [0usize; 128 / size_of::<usize>()];
+    // SAFETY: the buffer is the guest's own.
+    check!(unsafe { c(Sysno::sched_getaffinity, [0, size_of_val(&set), set.as_mut_ptr() as usize]) }.is_ok());
+    let count: u32 = set.iter().map(|word| word.count_ones()).sum();
+    check!(count == 1, "{count}");
+    set.iter().position(|word| *word != 0).map_or(0, |i| i * usize::BITS as usize + set[i].trailing_zeros() as usize)
+}
+
+static PLACE: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn places(_: usize) {
+    PLACE.store(place(), Ordering::SeqCst);
+}
+
+extern "C" fn spreads(_: usize) -> i32 {
+    let word = AtomicU32::new(0);
+    check!(start(0, places, 0, &word).is_ok());
+    join(&word);
+    check!(PLACE.load(Ordering::SeqCst) != place());
+    0
+}
+
+/// A second thread has a CPU of its own, although the supervisor waits on that of the first.
+fn spread() {
+    const POLICY: Policy = DIRECT.threads(2).direct(Sysno::sched_getaffinity);
+    if sys::affinity().is_ok_and(|set| set.iter().count() < 2) {
+        skip("one CPU only");
+    }
+    must_exit(&program(&POLICY), spreads, 0, 0);
 }
 
 extern "C" fn many(_: usize) -> i32 {
