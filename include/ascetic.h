@@ -320,7 +320,8 @@ int ascetic_policy_default_errno(struct ascetic_policy *policy,
                                  struct ascetic_error *error);
 
 // Allows what `rights` (ASCETIC_READ | ...) say with the folder at `path` and what is below it, other mounts excepted. The
-// path is absolute, without `.`, `..` and `//`.
+// path is absolute, without `.`, `..` and `//`. With no rights, all that may be known is that the folder itself is there: for
+// those on the way to other roots, which realpath() and its like look at.
 int ascetic_policy_root(struct ascetic_policy *policy,
                         const char *path,
                         uint32_t rights,

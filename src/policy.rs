@@ -27,7 +27,8 @@ const_assert!(Sysno::table_size() <= NR_TOKEN as usize);
 pub struct Rights(u8);
 
 impl Rights {
-    /// Nothing but to know that the root is there.
+    /// Nothing but to know that a folder itself is there, and its attributes. For those on the way to other roots: what
+    /// resolves names by itself, as `realpath(3)` does, looks at each of them. Of a file, nothing.
     pub const NONE: Self = Self(0);
     /// Open for reading, list, look at attributes, follow links of the file system.
     pub const READ: Self = Self(1);
@@ -302,9 +303,11 @@ impl<'a> Policy<'a> {
         self.roots().count()
     }
 
-    /// What all roots allow: that is what a descriptor of a folder, which can be of any root, allows.
+    /// What all roots allow: that is what a descriptor of a folder, which can be of any root, allows. A root that allows
+    /// nothing does not count, because nothing of it is ever opened.
     pub fn common_rights(&self) -> Rights {
-        self.roots().fold(Rights(15), |rights, (_, root)| rights.common(root.rights))
+        let opened = self.roots().map(|(_, root)| root.rights).filter(|rights| *rights != Rights::NONE);
+        opened.reduce(Rights::common).unwrap_or(Rights::NONE)
     }
 
     /// Whether symbolic links below roots are followed.
@@ -318,7 +321,7 @@ impl<'a> Policy<'a> {
     /// Whether a mapping with `prot` (`PROT_*`) may be made.
     pub fn allows_protection(&self, prot: usize, of_file: bool) -> bool {
         let (write, exec) = (prot & crate::sys::PROT_WRITE != 0, prot & crate::sys::PROT_EXEC != 0);
-        let executable = self.exec || of_file && self.roots_len() > 0 && self.common_rights().has(Rights::EXECUTE);
+        let executable = self.exec || of_file && self.common_rights().has(Rights::EXECUTE);
         !exec || executable && !(write && self.w_xor_x)
     }
     /// The family of a socket, if it is allowed.
@@ -631,6 +634,15 @@ mod tests {
             let error = Policy::new().try_direct(call).expect_err("it is not listed");
             assert_eq!(message, error.to_string());
         }
+    }
+
+    #[test]
+    fn a_descriptor_grants_what_all_roots_do_from_which_there_can_be_one() {
+        let (both, way) = (Rights::READ.and(Rights::WRITE), Policy::new().root(c"/", Rights::NONE));
+        assert_eq!(Policy::new().common_rights(), Rights::NONE);
+        assert_eq!(way.common_rights(), Rights::NONE);
+        assert_eq!(way.clone().root(c"/a", both).common_rights(), both);
+        assert_eq!(way.root(c"/a", both).file(c"/b", Rights::READ).common_rights(), Rights::READ);
     }
 
     #[test]

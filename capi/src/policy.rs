@@ -242,7 +242,8 @@ unsafe fn add_root(policy: *mut Policy, path: *const c_char, rights: u32, exact:
 }
 
 /// Allows what `rights` (ASCETIC_READ | ...) say with the folder at `path` and what is below it, other mounts excepted. The
-/// path is absolute, without `.`, `..` and `//`.
+/// path is absolute, without `.`, `..` and `//`. With no rights, all that may be known is that the folder itself is there: for
+/// those on the way to other roots, which realpath() and its like look at.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_root(
     policy: *mut Policy,

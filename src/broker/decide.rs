@@ -346,6 +346,18 @@ impl<'a> Case<'_, 'a, '_, '_> {
         Ok((whole, place))
     }
 
+    /// The descriptor of the root that a path is, if that root may only be known to be there. It is looked at as it is: if it
+    /// were opened for that, another thread of the guest could use the descriptor as a folder to begin at.
+    fn bare_root(&self, dir: usize, path: &[u8]) -> Option<usize> {
+        if path.is_empty() || !path.starts_with(b"/") && dir as i32 != AT_FDCWD {
+            return None;
+        }
+        let whole = Whole::of(self.view.cwd, path)?;
+        let place = path::locate(self.view.policy, whole.bytes())?;
+        let bare = place.rights == Rights::NONE && !place.exact && place.rest(&whole) == b".";
+        bare.then_some(self.view.root_fds as usize + place.root)
+    }
+
     fn how(&self, flags: usize, mode: usize) -> OpenHow {
         let policy = self.view.policy;
         let links = if policy.follows_links() { 0 } else { RESOLVE_NO_SYMLINKS };
@@ -453,6 +465,11 @@ impl<'a> Case<'_, 'a, '_, '_> {
             self.only(call, args);
             return Ok(());
         }
+        if let Some(root) = self.bare_root(dir, path) {
+            self.targets(&args)?;
+            self.only(call, [root, args[1], 0, 0, 0, 0]);
+            return Ok(());
+        }
         self.look(dir, path, flags & AT_SYMLINK_NOFOLLOW == 0, call, args)
     }
 
@@ -534,6 +551,10 @@ impl<'a> Case<'_, 'a, '_, '_> {
             self.only(Sysno::statx, [fd, empty, AT_EMPTY_PATH, mask, to, 0]);
             return Ok(());
         }
+        if let Some(root) = self.bare_root(dir, path) {
+            self.only(Sysno::statx, [root, empty, AT_EMPTY_PATH, mask, to, 0]);
+            return Ok(());
+        }
         let nofollow = if flags & AT_SYMLINK_NOFOLLOW != 0 { O_NOFOLLOW } else { 0 };
         let (open, _) = self.opening(dir, path, Rights::READ, O_PATH | O_CLOEXEC | nofollow, 0)?;
         self.opened(open, Sysno::statx, args);
@@ -551,6 +572,10 @@ impl<'a> Case<'_, 'a, '_, '_> {
         const W_OK: usize = 2;
         let path = self.carried(0)?;
         let empty = self.put(&[&[0]])?;
+        if let Some(root) = self.bare_root(dir, path).filter(|_| mode & W_OK == 0) {
+            self.only(Sysno::faccessat2, [root, empty, mode & 7, AT_EMPTY_PATH, 0, 0]);
+            return Ok(());
+        }
         let needs = if mode & W_OK != 0 { Rights::READ.and(Rights::WRITE) } else { Rights::READ };
         let nofollow = if flags & AT_SYMLINK_NOFOLLOW != 0 { O_NOFOLLOW } else { 0 };
         let (open, _) = self.opening(dir, path, needs, O_PATH | O_CLOEXEC | nofollow, 0)?;
@@ -561,6 +586,9 @@ impl<'a> Case<'_, 'a, '_, '_> {
     fn readlink(&mut self, dir: usize, to: usize, len: usize) -> Result<(), Refusal> {
         self.target(to)?;
         let path = self.carried(0)?;
+        if self.bare_root(dir, path).is_some() {
+            return Err(refuse(Errno::EINVAL, "a root is no symbolic link"));
+        }
         // By the name in its folder: a link that is opened itself says ENOENT where it should say EINVAL.
         let (folder, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(0) => (b"/".as_slice(), path.get(1..).unwrap_or_default()),

@@ -214,7 +214,8 @@ impl<'a> Text<'a> {
                 reader.wrong(key.span(), format_args!("has no effect without {needed}"));
             }
         }
-        let all = self.roots.iter().all(|(_, rights, _)| rights.has(Rights::EXECUTE));
+        let opened = self.roots.iter().filter(|(_, rights, _)| *rights != Rights::NONE);
+        let all = opened.map(|(_, rights, _)| *rights).all(|rights| rights.has(Rights::EXECUTE));
         for span in execute.into_iter().filter(|_| !self.executable) {
             if !memory {
                 reader.wrong(span, "has no effect without memory = true");

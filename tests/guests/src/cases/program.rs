@@ -3,7 +3,7 @@
 //! forbidden neighbour.
 
 use super::*;
-use ascetic::policy::{Family, Rights};
+use ascetic::policy::{Family, Rights, Root};
 use ascetic::sys::{self, Errno};
 use ascetic::untrusted;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -12,6 +12,7 @@ use freestanding::files::{Scratch, path};
 pub const CASES: &[Case] = &[
     case("program_files", || both(files)),
     case("program_files_outside", || both(outside)),
+    case("program_files_way", || both(way)),
     case("program_files_changes", || both(changes)),
     case("program_files_read_only", || both(read_only)),
     case("program_files_without_roots", || both(no_roots)),
@@ -133,7 +134,7 @@ fn with_root(rights: Rights, guest: extern "C" fn(usize) -> i32) {
     scratch.link("in/escape", "../outside");
     scratch.link("in/absolute", "/etc/hostname");
     let root = path("in");
-    let policy = DIRECT.clone().try_root(ascetic::policy::Root { path: root.as_c(), rights, exact: false });
+    let policy = DIRECT.clone().try_root(Root { path: root.as_c(), rights, exact: false });
     let policy = policy.unwrap();
     must_exit(&program(&policy), guest, 0, 0);
 }
@@ -212,6 +213,11 @@ fn outside() {
                 let result = c(Sysno::openat, [CWD, name.as_ptr() as usize, 0]);
                 check!(result == Err(Errno::EACCES), "{name:?}: {result:?}");
             }
+            // Nor is it told what is there, not even the folder that the root is in.
+            let mut stat = [0u8; 256];
+            for nr in freestanding::files::STAT {
+                must!(one_path(nr, "", [stat.as_mut_ptr() as usize, 0]), Err(Errno::EACCES));
+            }
             let dir = open("in", DIRECTORY).unwrap();
             for name in [c"../outside", c"escape", c"..", c"absolute"] {
                 let result = c(Sysno::openat, [dir, name.as_ptr() as usize, 0]);
@@ -233,6 +239,60 @@ fn outside() {
         0
     }
     with_root(ALL, guest);
+}
+
+/// A folder on the way to a root, which may be known to be there: nothing else comes of that.
+fn way() {
+    extern "C" fn guest(_: usize) -> i32 {
+        let mut stat = [0u8; 256];
+        let at = stat.as_mut_ptr() as usize;
+        let vault = ascetic::experiment::vault().0 + 3 * ascetic::abi::PAGE;
+        let folder = path("");
+        for nr in freestanding::files::STAT {
+            must!(one_path(nr, "", [at, 0]), Ok(0));
+            must!(one_path(nr, "in/file", [at, 0]), Ok(0));
+            must!(one_path(nr, "outside", [at, 0]), Err(Errno::EACCES));
+            must!(one_path(nr, "", [vault, 0]), Err(Errno::EFAULT));
+            // SAFETY: a path.
+            unsafe { must!(c(nr, [c"/tmp".as_ptr() as usize, at]), Err(Errno::EACCES)) };
+        }
+        // SAFETY: paths and the guest's own buffers.
+        unsafe {
+            must!(c(freestanding::files::FSTATAT, [CWD, folder.as_ptr() as usize, at, 0x100]), Ok(0));
+            must!(c(Sysno::statx, [CWD, folder.as_ptr() as usize, 0, 0x7ff, at]), Ok(0));
+            must!(c(Sysno::statx, [CWD, folder.as_ptr() as usize, 0, 0x7ff, vault]), Err(Errno::EFAULT));
+            must!(c(Sysno::utimensat, [CWD, folder.as_ptr() as usize, 0, 0]), Err(Errno::EACCES));
+        }
+        must!(one_path(Sysno::access, "", [0, 0]), Ok(0));
+        must!(one_path(Sysno::access, "", [2, 0]), Err(Errno::EACCES));
+        must!(one_path(Sysno::readlink, "", [at, 16]), Err(Errno::EINVAL));
+        must!(one_path(Sysno::readlink, "outside", [at, 16]), Err(Errno::EACCES));
+        for flags in [0, DIRECTORY, 0o10_000_000, 0o20_200_000 | RW] {
+            must!(open("", flags), Err(Errno::EACCES));
+        }
+        must!(one_path(Sysno::chdir, "", [0; 2]), Err(Errno::EACCES));
+        must!(one_path(Sysno::statfs, "", [at, 0]), Err(Errno::EACCES));
+        must!(one_path(Sysno::mkdir, "new", [0o755, 0]), Err(Errno::EACCES));
+        must!(one_path(Sysno::chmod, "", [0o777, 0]), Err(Errno::EACCES));
+        // What is relative to a descriptor is what the roots allow from which there can be one.
+        let dir = open("in", DIRECTORY).unwrap();
+        // SAFETY: paths.
+        unsafe {
+            must!(c(Sysno::openat, [dir, c"file".as_ptr() as usize, 0]), Ok(_));
+            must!(c(Sysno::openat, [dir, c"file".as_ptr() as usize, RW]), Err(Errno::EACCES));
+            must!(c(Sysno::openat, [dir, c"..".as_ptr() as usize, 0]), Err(Errno::EXDEV));
+        }
+        0
+    }
+    let scratch = Scratch::new();
+    scratch.folder("in");
+    scratch.file("in/file", b"inside");
+    scratch.file("outside", b"outside");
+    let (way, root) = (path(""), path("in"));
+    let policy = DIRECT.clone();
+    let policy = policy.try_root(Root { path: way.as_c(), rights: Rights::NONE, exact: false }).unwrap();
+    let policy = policy.try_root(Root { path: root.as_c(), rights: Rights::READ, exact: false }).unwrap();
+    must_exit(&program(&policy), guest, 0, 0);
 }
 
 fn changes() {
@@ -512,7 +572,7 @@ fn ioctl_and_fcntl() {
     scratch.folder("in");
     let root = path("in");
     let policy = DIRECT.clone().ioctl(0x541b).ioctl(0x5413);
-    let policy = policy.try_root(ascetic::policy::Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let policy = policy.try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
     must_exit(&program(&policy), guest, 0, 0);
 }
 
@@ -610,7 +670,7 @@ fn refusals() {
     scratch.folder("in");
     let root = path("in");
     let policy = DIRECT.clone();
-    let policy = policy.try_root(ascetic::policy::Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let policy = policy.try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
     let mut sandbox = spawn(&program(&policy), guest, 0);
     check!(sandbox.wait(Some(PATIENCE)).guest == Status::Exited(0));
     let (mut log, total) = sandbox.refusals();
