@@ -187,6 +187,16 @@ fn in_c(tally: &mut Tally) {
         Ok(library) => {
             tally.step("example embed.c", library.example());
             tally.step("the C interface", library.interface());
+            for (what, run) in [
+                ("SQLite as a guest", capi::Library::sqlite as fn(&capi::Library) -> Result<()>),
+                ("zlib as a guest, in four threads", capi::Library::zlib),
+                ("Lua as a guest", capi::Library::lua),
+            ] {
+                match host::find("apt-get") {
+                    Some(_) => tally.step(what, run(&library)),
+                    None => tally.skip(what, "there is no apt-get to fetch the library with"),
+                }
+            }
         }
         Err(error) => tally.fail("libascetic.a", &format!("{error:#}")),
     }
