@@ -62,7 +62,7 @@ pub fn links() -> Result<()> {
     Ok(())
 }
 
-/// The runtime compiles with the oldest Rust that it promises, for both targets.
+/// The runtime and its C interface compile with the oldest Rust that it promises, for both targets.
 ///
 /// # Errors
 /// That compiler cannot be had, or does not take the code.
@@ -75,6 +75,8 @@ pub fn oldest_rust() -> Result<()> {
             "--quiet",
             "--package",
             "ascetic",
+            "--package",
+            "ascetic-c",
             "--target",
             arch.triple(),
         ]))
