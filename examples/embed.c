@@ -2,7 +2,7 @@
  * files, threads and output are brokered calls.
  *
  *     cargo build --release -p ascetic-c
- *     cc examples/embed.c -Iinclude -Ltarget/release -lascetic -pthread -o embed && ./embed
+ *     cc examples/embed.c -Iinclude -Ltarget/release -lascetic -pthread -o target/embed && target/embed
  */
 
 #include <ascetic.h>
