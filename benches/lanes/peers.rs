@@ -1,10 +1,11 @@
 //! What there is besides: the bare call, and the other ways to have somebody else make it.
 //!
-//! Every lane measures `getppid` in a process of its own, made anew for every round, which takes the time with its
-//! own clock (the vDSO's, not a call).
+//! Every lane measures a call, mostly `getppid`, in a process of its own, made anew for every round, which takes the time
+//! with its own clock (the vDSO's, not a call).
 
 use crate::host::{Batch, Child, FAST, Log, Result, SLOW, checked, getppid, getppid_with, pin};
 use crate::own::{FOLDER, MAPPED};
+use std::ffi::CStr;
 use std::hint::spin_loop;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -15,6 +16,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 const ANSWER: usize = 0x5ca1ab1e;
 /// The argument of the last call: the broker answers and ends.
 const LAST: usize = 1;
+/// Bytes of a page, and of the longest path.
+const PAGE: usize = 4096;
 /// [`Log::wrong`]: the answer was another.
 const WRONG_ANSWER: u64 = 1;
 
@@ -46,8 +49,13 @@ fn native_work(log: &Log, cpu: usize, work: impl Fn() -> bool) -> Result<()> {
 
 /// `openat` and `close`.
 pub fn native_open(log: &Log, cpu: usize) -> Result<()> {
+    native_work(log, cpu, open_and_close)
+}
+
+/// Opens [`FOLDER`] and closes it; whether it went well.
+fn open_and_close() -> bool {
     // SAFETY: a path, and a descriptor of this function's own.
-    native_work(log, cpu, || unsafe { libc::close(libc::openat(libc::AT_FDCWD, FOLDER.as_ptr(), libc::O_RDONLY)) == 0 })
+    unsafe { libc::close(libc::openat(libc::AT_FDCWD, FOLDER.as_ptr(), libc::O_RDONLY)) == 0 }
 }
 
 /// `stat`
@@ -81,6 +89,56 @@ fn answered(log: &Log, batch: Batch) {
     });
 }
 
+/// What a caller asks for, and a broker answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// `getppid`, which is answered with a number.
+    Getppid,
+    /// `openat`, whose path has to be read from the caller's memory and whose descriptor has to get there. The `close` that
+    /// follows is the caller's own.
+    Open,
+}
+
+impl Asked {
+    fn nr(self) -> libc::c_long {
+        match self {
+            Self::Getppid => libc::SYS_getppid,
+            Self::Open => libc::SYS_openat,
+        }
+    }
+
+    /// Measures it.
+    fn measure(self, log: &Log) {
+        match self {
+            Self::Getppid => answered(log, SLOW),
+            Self::Open => SLOW.run(log, || {
+                if !open_and_close() {
+                    log.wrong.store(WRONG_ANSWER, Relaxed);
+                }
+            }),
+        }
+    }
+
+    /// Asks with [`LAST`].
+    fn last(self) {
+        match self {
+            Self::Getppid => _ = getppid_with(LAST),
+            // SAFETY: a path.
+            Self::Open => _ = unsafe { libc::openat(LAST as i32, FOLDER.as_ptr(), libc::O_RDONLY) },
+        }
+    }
+}
+
+/// Reads a path from another process into `text`: up to the end of its page, with its NUL.
+fn read_path(pid: libc::pid_t, at: u64, text: &mut [u8; PAGE]) -> Result<&CStr> {
+    let len = PAGE - at as usize % PAGE;
+    let own = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: len };
+    let theirs = libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(at as usize), iov_len: len };
+    // SAFETY: the kernel stores at most `len` bytes, for which there is room.
+    checked(unsafe { libc::process_vm_readv(pid, &raw const own, 1, &raw const theirs, 1, 0) })?;
+    Ok(CStr::from_bytes_until_nul(text)?)
+}
+
 /// What turns a call into SIGSYS.
 #[derive(Clone, Copy)]
 pub enum Trap {
@@ -101,7 +159,7 @@ pub fn sigsys(log: &Log, cpu: usize, trap: Trap) -> Result<()> {
         // SAFETY: the handler touches nothing but its frame.
         checked(unsafe { libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut()) })?;
         match trap {
-            Trap::Filter => filter(libc::SECCOMP_RET_TRAP, 0).map(drop)?,
+            Trap::Filter => filter(libc::SYS_getppid, libc::SECCOMP_RET_TRAP, 0).map(drop)?,
             Trap::Dispatch => {
                 // Calls made from up here, where the shared libraries are, pass; this program's own do not.
                 const LIBRARIES: usize = 0x7000_0000_0000;
@@ -127,12 +185,12 @@ extern "C" fn on_sigsys(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut l
     unsafe { (*context).uc_mcontext.gregs[libc::REG_RAX as usize] = ANSWER as i64 };
 }
 
-/// Filters the calling thread: `action` for `getppid`, everything else passes. Returns what `seccomp` does.
-fn filter(action: u32, flags: libc::c_ulong) -> io::Result<i64> {
+/// Filters the calling thread: `action` for call `nr`, everything else passes. Returns what `seccomp` does.
+fn filter(nr: libc::c_long, action: u32, flags: libc::c_ulong) -> io::Result<i64> {
     let insn = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut insns = [
         insn(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0), // the call's number
-        insn(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_getppid as u32),
+        insn(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, nr as u32),
         insn(libc::BPF_RET | libc::BPF_K, 0, 0, action),
         insn(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
@@ -160,17 +218,17 @@ pub type Where = [usize; 2];
 
 /// `SECCOMP_RET_USER_NOTIF`: a broker receives the call and answers it. `sync` asks for
 /// `SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP` (Linux 6.6).
-pub fn user_notif(log: &Log, on: Where, sync: bool, broker: Broker) -> Result<()> {
+pub fn user_notif(log: &Log, on: Where, asked: Asked, sync: bool, broker: Broker) -> Result<()> {
     /// [`Log::mark`] while the caller has no listener yet, and when it could not have one.
     const NONE: u64 = 0;
     const FAILED: u64 = u64::MAX;
     let caller = move || -> Result<()> {
         let new_listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
-        let listener = pin(&on[..1]).and_then(|()| filter(libc::SECCOMP_RET_USER_NOTIF, new_listener));
+        let listener = pin(&on[..1]).and_then(|()| filter(asked.nr(), libc::SECCOMP_RET_USER_NOTIF, new_listener));
         log.mark.store(*listener.as_ref().unwrap_or(&-1) as u64, Relaxed);
         listener?;
-        answered(log, SLOW);
-        getppid_with(LAST);
+        asked.measure(log);
+        asked.last();
         Ok(())
     };
     let listener = || {
@@ -188,7 +246,7 @@ pub fn user_notif(log: &Log, on: Where, sync: bool, broker: Broker) -> Result<()
             return std::thread::scope(|scope| {
                 scope.spawn(move || caller().is_ok());
                 // SAFETY: the other thread made it and leaves it to this one.
-                serve(unsafe { OwnedFd::from_raw_fd(listener()?) }, sync)
+                serve(unsafe { OwnedFd::from_raw_fd(listener()?) }, asked, sync)
             });
         }
         let child = Child::fork(caller)?;
@@ -200,14 +258,14 @@ pub fn user_notif(log: &Log, on: Where, sync: bool, broker: Broker) -> Result<()
             let fd = libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), theirs, 0);
             OwnedFd::from_raw_fd(checked(fd)? as i32)
         };
-        serve(own, sync)?;
+        serve(own, asked, sync)?;
         child.wait()
     })?
     .wait()
 }
 
 /// Answers calls until the last.
-fn serve(listener: OwnedFd, sync: bool) -> Result<()> {
+fn serve(listener: OwnedFd, asked: Asked, sync: bool) -> Result<()> {
     const SYNC_WAKE_UP: u64 = 1;
     let fd = listener.as_raw_fd();
     // SAFETY: sets flags of the listener.
@@ -219,6 +277,10 @@ fn serve(listener: OwnedFd, sync: bool) -> Result<()> {
         let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
         // SAFETY: the kernel stores one notification.
         checked(unsafe { libc::ioctl(fd, libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call) })?;
+        if asked == Asked::Open && call.data.args[0] != LAST as u64 {
+            inject(fd, &call)?;
+            continue;
+        }
         let answer = libc::seccomp_notif_resp { id: call.id, val: ANSWER as i64, error: 0, flags: 0 };
         // SAFETY: the kernel reads one response.
         checked(unsafe { libc::ioctl(fd, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw const answer) })?;
@@ -226,6 +288,72 @@ fn serve(listener: OwnedFd, sync: bool) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Opens what the caller wants to open, and gives it the descriptor, which is the answer, too (`SECCOMP_ADDFD_FLAG_SEND`,
+/// Linux 5.14; the lane asks for 6.6). The path is opened as it is: a broker that confines it has more to do.
+fn inject(listener: i32, call: &libc::seccomp_notif) -> Result<()> {
+    let mut text = [0; PAGE];
+    let path = read_path(call.pid as libc::pid_t, call.data.args[1], &mut text)?;
+    let flags = call.data.args[2] as i32;
+    // SAFETY: a path, and a new descriptor, which nobody else knows.
+    let file = unsafe { OwnedFd::from_raw_fd(checked(libc::openat(libc::AT_FDCWD, path.as_ptr(), flags))?) };
+    let give = libc::seccomp_notif_addfd {
+        id: call.id,
+        flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+        srcfd: file.as_raw_fd() as u32,
+        newfd: 0,
+        newfd_flags: 0,
+    };
+    // SAFETY: the kernel reads the structure.
+    checked(unsafe { libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw const give) })?;
+    Ok(())
+}
+
+/// ptrace, with a filter (`SECCOMP_RET_TRACE`) that stops the caller at `openat` and at nothing else: the tracer reads the
+/// path and lets the caller go on. One stop for a call is the least that ptrace can do; that nobody changes the path
+/// after it was read, as another thread could, a broker would have to see to besides.
+pub fn ptrace_open(log: &Log, on: Where) -> Result<()> {
+    Child::fork(|| {
+        pin(&on[1..])?;
+        let child = Child::fork(|| {
+            pin(&on[..1])?;
+            // SAFETY: stops until the tracer has seen it.
+            unsafe {
+                libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
+                libc::raise(libc::SIGSTOP);
+            }
+            filter(Asked::Open.nr(), libc::SECCOMP_RET_TRACE, 0)?;
+            Asked::Open.measure(log);
+            Asked::Open.last();
+            Ok(())
+        })?;
+        let mut text = [0; PAGE];
+        loop {
+            let mut status = 0;
+            // SAFETY: all zero is a valid value.
+            let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+            // SAFETY: the child is traced by this process; the kernel stores a status and the registers.
+            unsafe {
+                checked(libc::waitpid(child.0, &raw mut status, 0))?;
+                if !libc::WIFSTOPPED(status) {
+                    return Err("the traced process ended".into());
+                }
+                checked(libc::ptrace(libc::PTRACE_GETREGS, child.0, 0, &raw mut registers))?;
+            }
+            if status >> 8 != libc::SIGTRAP | libc::PTRACE_EVENT_SECCOMP << 8 {
+                // SAFETY: sets options of the stopped child.
+                checked(unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, child.0, 0, libc::PTRACE_O_TRACESECCOMP) })?;
+            } else if registers.rdi == LAST as u64 {
+                return Ok(()); // dropping the child kills it
+            } else if read_path(child.0, registers.rsi, &mut text)? != FOLDER {
+                return Err("the traced process opens something else".into());
+            }
+            // SAFETY: lets the stopped child run on, without the signal that stopped it.
+            checked(unsafe { libc::ptrace(libc::PTRACE_CONT, child.0, 0, 0) })?;
+        }
+    })?
+    .wait()
 }
 
 /// `PTRACE_SYSEMU`: a tracer sees the call's registers and answers instead of the kernel.

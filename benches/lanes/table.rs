@@ -2,7 +2,7 @@
 
 use crate::host::{self, FAST, Log, Result, SLOW, Shared};
 use crate::own::{self, CROWD, Work, crowd, guest, placed, working};
-use crate::peers::{self, Broker, Trap, Where};
+use crate::peers::{self, Asked, Broker, Trap, Where};
 use crate::{life, stats};
 use ascetic::sandbox::{Config, Placement};
 use ascetic::seccomp::Lockdown;
@@ -48,6 +48,7 @@ fn peer(
 
 /// All lanes, the native call first: on CPU `one`, and, if there are two, `across` them.
 fn lanes(one: Where, across: Option<Where>) -> Vec<Lane> {
+    use Asked::{Getppid, Open};
     use Broker::{Process, Thread};
     let filtered = Config { lockdown: Lockdown::Filter { read: None, write: None }, ..placed(Placement::Together) };
     let mut lanes = vec![peer(("native", "native", "native call"), FAST, move |log| peers::native(log, one[0]))];
@@ -103,15 +104,21 @@ fn lanes(one: Where, across: Option<Where>) -> Vec<Lane> {
             peers::ping_pong(log, one, Thread)
         }),
         peer(("peer", "user_notif", "USER_NOTIF, one CPU, sync wake-up"), SLOW, move |log| {
-            peers::user_notif(log, one, true, Process)
+            peers::user_notif(log, one, Getppid, true, Process)
         }),
         peer(("peer", "user_notif_thread", "USER_NOTIF, one CPU, sync wake-up, broker a thread"), SLOW, move |log| {
-            peers::user_notif(log, one, true, Thread)
+            peers::user_notif(log, one, Getppid, true, Thread)
         }),
         peer(("peer", "user_notif_plain", "USER_NOTIF, one CPU, plain wake-up"), SLOW, move |log| {
-            peers::user_notif(log, one, false, Process)
+            peers::user_notif(log, one, Getppid, false, Process)
         }),
         peer(("peer", "ptrace", "ptrace SYSEMU, one CPU"), SLOW, move |log| peers::ptrace(log, one)),
+        peer(("peer", "user_notif_open", "openat and close, USER_NOTIF and ADDFD, one CPU"), SLOW, move |log| {
+            peers::user_notif(log, one, Open, true, Process)
+        }),
+        peer(("peer", "ptrace_open", "openat and close, ptrace, one stop, one CPU"), SLOW, move |log| {
+            peers::ptrace_open(log, one)
+        }),
         own_lane("floating", "direct lane, parked, unpinned", placed(Placement::Floating), SLOW),
     ]);
     if let Some(across) = across {
@@ -120,7 +127,7 @@ fn lanes(one: Where, across: Option<Where>) -> Vec<Lane> {
                 peers::ping_pong(log, across, Process)
             }),
             peer(("peer", "user_notif_across", "USER_NOTIF, two CPUs, plain wake-up"), SLOW, move |log| {
-                peers::user_notif(log, across, false, Process)
+                peers::user_notif(log, across, Getppid, false, Process)
             }),
             peer(("peer", "ptrace_across", "ptrace SYSEMU, two CPUs"), SLOW, move |log| peers::ptrace(log, across)),
         ]);

@@ -162,6 +162,12 @@ fn targets(results: &Value, rows: &[Row]) -> Vec<Target> {
     vec![
         target("hot direct lane, in native calls", by_id.get("hot").map(|row| row.ratio), 2.0),
         target("parked direct lane, in USER_NOTIF calls", over("parked", "user_notif"), 1.1),
+        target("broker's openat and close, one CPU, in USER_NOTIF's", over("open", "user_notif_open"), 1.0),
+        target(
+            "broker's openat and close, at its best, in USER_NOTIF's",
+            best(["open", "open_hot"], "user_notif_open"),
+            1.0,
+        ),
         target(
             "openat and close by token, at its best, in native ones",
             best(["token", "token_hot"], "native_open"),
