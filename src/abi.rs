@@ -153,8 +153,9 @@ pub struct Vector(pub [u32; 4]);
 
 const_assert!(size_of::<VaultPage>() == PAGE);
 
-/// [`Step::flags`], bits 0 to 5: argument `i` is not the one given, but the result of the last step with [`STEP_SAVE`].
-pub const STEP_SUBSTITUTE: u32 = 0x3f;
+/// [`Step::flags`]: the first argument is not the one given, but the result of the last step with [`STEP_SAVE`]. Bits 1 to 5
+/// say the same of the others.
+pub const STEP_FIRST: u32 = 1;
 /// [`Step::flags`]: the result must equal [`Step::expect`], or the task ends with [`Step::id`] as exit status.
 pub const STEP_CHECK: u32 = 1 << 8;
 /// [`Step::flags`]: the result must not be an error, or the task ends with [`Step::id`] as exit status.

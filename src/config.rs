@@ -22,11 +22,11 @@ pub const RECORD_MAX: usize = 256 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// [`Apart`](Self::Apart) while every sandbox of this process can have two CPUs to itself, else
-    /// [`Together`](Self::Together). Decided when the sandbox is made.
+    /// [`Together`](Self::Together), as always where the policy allows threads. Decided when the sandbox is made.
     Auto,
-    /// On one CPU, nobody spins.
+    /// Each pair on one CPU, the next for each; nobody spins.
     Together,
-    /// On two CPUs, both spin for a while before they sleep.
+    /// On two CPUs, the same two for all pairs; both spin for a while before they sleep.
     Apart,
     /// Where the scheduler likes; nobody spins unless [`Config::spin`] says so.
     Floating,

@@ -64,6 +64,8 @@ pub struct Sandbox<'a> {
     pub(crate) vault: View<VaultView>,
     pub(crate) mailboxes: View<Mailbox>,
     pub(crate) roots: [Option<Fd>; ROOTS],
+    /// The roots that were taken back, a bit for each.
+    pub(crate) revoked: u32,
     /// Tells of alarms, births and deaths.
     pub(crate) epoll: Fd,
     pub(crate) alarm: Fd,
@@ -211,6 +213,7 @@ fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, mut set_up: Task) -> Resu
         vault,
         mailboxes,
         roots,
+        revoked: 0,
         epoll: Fd(sys::epoll().map_err(Error::of(Sysno::epoll_create1))?),
         alarm,
         births: births.0,
@@ -346,7 +349,7 @@ impl Sandbox<'_> {
                 let cause = self.ended().unwrap_or(Cause::Deadline);
                 return self.end(cause);
             }
-            if let Some(outcome) = self.serve(left.map(Duration::from_nanos)) {
+            if let Some(outcome) = self.serve_own(left.map(Duration::from_nanos)) {
                 return outcome;
             }
         }
@@ -368,8 +371,14 @@ impl Sandbox<'_> {
         if let Some(outcome) = self.known() {
             return Some(outcome);
         }
+        self.serve_own(timeout)
+    }
+
+    /// [`serve`](Self::serve) of a sandbox that is this process's and has not ended.
+    fn serve_own(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
         let cause = match self.step(timeout) {
-            Ok(()) => self.ended()?,
+            Ok(false) => return None,
+            Ok(true) => self.ended()?,
             Err(_) => self.ended().unwrap_or(Cause::Killed), // cannot watch it any more: fail closed
         };
         Some(self.end(cause))

@@ -3,12 +3,12 @@
 //! Nothing here makes a system call. What comes out is either a script for T, whose pointers lead into the verdict or to
 //! guest memory that only the kernel looks at, or something for the broker to do itself.
 
-use crate::abi::{DATA, NR_TOKEN, OpenHow, PAGE, STEP_KEEP, STEP_REPLY, STEP_SAVE, STEP_STOP, STEPS, Step};
+use crate::abi::{DATA, NR_TOKEN, OpenHow, PAGE, STEP_FIRST, STEP_KEEP, STEP_REPLY, STEP_SAVE, STEP_STOP, STEPS, Step};
 use crate::birth::Thread;
 use crate::broker::path::{self, Place, Whole};
 use crate::deep::{self, Carry};
 use crate::policy::{Bounds, Decision, Policy, Rights};
-use crate::sys::{self, Errno, Sysno};
+use crate::sys::{Errno, Sysno};
 
 /// `AT_FDCWD`
 pub const AT_FDCWD: i32 = -100;
@@ -86,6 +86,8 @@ pub struct View<'a> {
     pub bounds: Bounds,
     /// What no change of mappings may meet: from (included) to (excluded).
     pub own: (usize, usize),
+    /// The roots that were taken back, a bit for each.
+    pub revoked: u32,
     /// The number of the first root's descriptor in the sandbox.
     pub root_fds: u32,
     /// The guest's working folder: absolute, without NUL.
@@ -340,6 +342,9 @@ impl<'a> Case<'_, 'a, '_, '_> {
         }
         let place = path::locate(self.view.policy, whole.bytes());
         let place = place.ok_or(refuse(Errno::EACCES, "the path is below no root"))?;
+        if self.view.revoked >> place.root & 1 == 1 {
+            return Err(refuse(Errno::EACCES, "the root was taken back"));
+        }
         if !place.rights.has(needs) {
             return Err(refuse(Errno::EACCES, "the root does not allow it"));
         }
@@ -355,6 +360,7 @@ impl<'a> Case<'_, 'a, '_, '_> {
         let whole = Whole::of(self.view.cwd, path)?;
         let place = path::locate(self.view.policy, whole.bytes())?;
         let bare = place.rights == Rights::NONE && !place.exact && place.rest(&whole) == b".";
+        let bare = bare && self.view.revoked >> place.root & 1 == 0;
         bare.then_some(self.view.root_fds as usize + place.root)
     }
 
@@ -422,10 +428,7 @@ impl<'a> Case<'_, 'a, '_, '_> {
     ) -> Result<(), Refusal> {
         self.targets(&args)?;
         let (open, _) = self.opening(dir, path, needs, flags, 0)?;
-        self.step(Sysno::openat2, open, STEP_SAVE | STEP_STOP);
-        self.step(call, args, STEP_KEEP | 1);
-        self.step(Sysno::close, [0; 6], 1);
-        self.reply_kept();
+        self.opened(open, call, args);
         Ok(())
     }
 
@@ -563,8 +566,8 @@ impl<'a> Case<'_, 'a, '_, '_> {
 
     fn opened(&mut self, open: [usize; 6], call: Sysno, args: [usize; 6]) {
         self.step(Sysno::openat2, open, STEP_SAVE | STEP_STOP);
-        self.step(call, args, STEP_KEEP | 1);
-        self.step(Sysno::close, [0; 6], 1);
+        self.step(call, args, STEP_KEEP | STEP_FIRST);
+        self.step(Sysno::close, [0; 6], STEP_FIRST);
         self.reply_kept();
     }
 
@@ -847,14 +850,13 @@ impl<'a> Case<'_, 'a, '_, '_> {
     // The rest.
 
     fn others(&mut self, call: Sysno, args: &[usize; 6], unknown: Refusal) -> Decided<'a> {
-        const TIOC_FIRST: usize = 0;
         let [a, b, c, d, e, _] = *args;
         let policy = self.view.policy;
         match call {
             Sysno::ioctl if policy.allows_ioctl(b as u32) => {
                 self.guest_fd(a)?;
                 self.target(c)?;
-                self.only(call, [a, b & u32::MAX as usize, c, TIOC_FIRST, 0, 0]);
+                self.only(call, [a, b & u32::MAX as usize, c, 0, 0, 0]);
                 Ok(Verdict::Script)
             }
             // What may be used, asked only: T's limits are those of the sandbox.
@@ -898,5 +900,3 @@ impl<'a> Case<'_, 'a, '_, '_> {
         Ok(Verdict::Clone { thread: Thread { tls, ids: flags & IDS, tids } })
     }
 }
-
-const _: () = assert!(sys::MAX_ERRNO == 4095);

@@ -15,8 +15,7 @@ mod refused;
 pub use refused::Refused;
 
 use crate::abi::{
-    Mailbox, PAIRS, PAYLOAD, STEP_ASK, STEP_CLONE_T, STEP_KEEP, STEP_REPLY, STEP_STOP, Step, TOKEN_PATH, Token,
-    Verdict as Page,
+    Mailbox, PAIRS, PAYLOAD, STEP_ASK, STEP_CLONE_T, STEP_REPLY, STEP_STOP, Step, TOKEN_PATH, Token, Verdict as Page,
 };
 use crate::arch::{self, Frame};
 use crate::birth::{self, Common, Thread};
@@ -27,7 +26,7 @@ use crate::make::POISON;
 use crate::pair::Layout;
 use crate::sandbox::{Cause, Sandbox};
 use crate::signal::{self, SIGKILL};
-use crate::sys::{self, CpuSet, Errno, Event, Sysno};
+use crate::sys::{self, Errno, Event, Sysno};
 use crate::task::Task;
 use core::mem::{MaybeUninit, offset_of};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -250,8 +249,9 @@ impl Sandbox<'_> {
         limited.into_iter().chain(retry).chain(scale).min()
     }
 
-    /// Waits for up to `timeout` for events, and handles them.
-    pub(crate) fn step(&mut self, timeout: Option<Duration>) -> Result<(), Errno> {
+    /// Waits for up to `timeout` for events, and handles them. Whether a task may have ended: what was told was more than an
+    /// alarm, or nothing.
+    pub(crate) fn step(&mut self, timeout: Option<Duration>) -> Result<bool, Errno> {
         let pause = timeout.into_iter().chain(self.due()).min();
         let ms = pause.map_or(-1, |pause| pause.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
         let mut events = [Event::default(); 16];
@@ -262,12 +262,15 @@ impl Sandbox<'_> {
         if !self.good_scale {
             self.scale();
         }
-        let mut alarm = false;
+        let (mut alarm, mut told) = (false, n == 0);
         for event in events.iter().take(n) {
             match event.data & !0xffff_ffff {
-                BIRTH => self.births(),
+                BIRTH => {
+                    self.births();
+                    told = true;
+                }
                 ALARM => alarm = true,
-                _ => {} // an end: whoever asks next whether the sandbox has ended sees it
+                _ => told = true, // an end: whoever asks next whether the sandbox has ended sees it
             }
         }
         let limited = self.books().until > 0 && sys::now() >= self.books().until;
@@ -278,7 +281,7 @@ impl Sandbox<'_> {
             self.books().until = 0;
             self.round();
         }
-        Ok(())
+        Ok(told)
     }
 
     /// Looks at every pair: who asks, for a verdict or for a signal?
@@ -404,6 +407,7 @@ impl Sandbox<'_> {
                 bounds: self.layout().bounds(lo, behind - lo),
                 own: self.layout().own(),
                 root_fds,
+                revoked: self.revoked,
                 cwd: &(&(*books).cwd)[..(*books).cwd_len],
                 data,
             };
@@ -496,7 +500,8 @@ impl Sandbox<'_> {
         self.books().tokens += 1;
     }
 
-    /// Takes back what was approved below a root: nothing below it is opened any more. What is open stays open.
+    /// Takes a root back, by its number in the policy: nothing below it is opened or changed any more by its path, tokens
+    /// included. What is open stays open, folders included.
     pub fn revoke(&mut self, root: usize) {
         if self.owner != sys::pids().0 {
             return;
@@ -511,6 +516,7 @@ impl Sandbox<'_> {
         }
         if let Some(slot) = self.roots.get_mut(root) {
             *slot = None;
+            self.revoked |= 1 << root;
         }
     }
 
@@ -616,8 +622,10 @@ impl Sandbox<'_> {
                 (slot.t.pid == pid).then_some((k, false)).or((slot.u.pid == pid).then_some((k, true)))
             });
             #[cfg(feature = "experiments")]
-            let known =
-                if crate::experiment::BELIEVE_BIRTHS.load(Ordering::Relaxed) { known.filter(|_| false) } else { known };
+            let known = match crate::experiment::BELIEVE_BIRTHS.load(Ordering::Relaxed) {
+                true => (what == birth::READY_U).then_some((k, true)),
+                false => known,
+            };
             match (known, self.slot_ref(k).phase) {
                 (None, Phase::T(parent)) if k < self.pairs() && what == birth::BORN_T => {
                     self.slot(k).t = Task::new(pid);
@@ -716,5 +724,3 @@ impl Drop for Sandbox<'_> {
         }
     }
 }
-
-const _: () = assert!(STEP_KEEP != 0 && size_of::<CpuSet>() == 128 && arch::FRAME_MAX > 0);

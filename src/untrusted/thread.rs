@@ -189,4 +189,4 @@ unsafe fn init(state: *mut State, pair: usize, verdict: *const Verdict) {
     }
 }
 
-const _: () = assert!(offset_of!(Start, extended) % 64 + Frame::FXSAVE.0 % 64 == 64 || Frame::FXSAVE.0 % 64 == 0);
+const _: () = assert!((offset_of!(Start, extended) + Frame::FXSAVE.0) % 64 == 0);

@@ -28,7 +28,10 @@ const SKIPPED: &str = "exit:77";
 
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
 /// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a root folder to change.
-const MAY_SKIP: [&str; 12] = [
+const MAY_SKIP: [&str; 15] = [
+    "threads_registers",
+    "threads_storage",
+    "threads_bad_storage",
     "fault_execute_data",
     "fault_misaligned",
     "fault_floating_point_sse",

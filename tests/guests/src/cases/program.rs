@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     case("program_files_read_only", || both(read_only)),
     case("program_files_without_roots", || both(no_roots)),
     case("program_files_tokens", || both(tokens)),
+    case("program_files_taken_back", || both(taken_back)),
     case("program_memory", || both(memory)),
     case("program_memory_own", || both(own_memory)),
     case("program_sockets", || both(sockets)),
@@ -390,6 +391,49 @@ fn tokens() {
         0
     }
     with_root(ALL, guest);
+}
+
+/// A root that is taken back while the guest runs: no path below it leads anywhere any more, by token or not.
+fn taken_back() {
+    static ENDS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
+    extern "C" fn guest(_: usize) -> i32 {
+        let fd = open("in/file", 0).unwrap();
+        must!(open("in/file", 0), Ok(_)); // by token
+        let [say, hear] = [&ENDS[0], &ENDS[1]].map(|end| end.load(Ordering::Relaxed) as usize);
+        let mut bytes = [0u8; 8];
+        let at = bytes.as_mut_ptr() as usize;
+        // SAFETY: the buffer is the guest's own.
+        unsafe {
+            must!(c(Sysno::write, [say, at, 1]), Ok(1));
+            must!(c(Sysno::read, [hear, at, 1]), Ok(1));
+        }
+        must!(open("in/file", 0), Err(Errno::EACCES));
+        must!(open("/in/file", 0), Err(Errno::EACCES));
+        must!(one_path(Sysno::access, "in/file", [0, 0]), Err(Errno::EACCES));
+        must!(one_path(Sysno::unlink, "in/file", [0; 2]), Err(Errno::EACCES));
+        // SAFETY: the buffer is the guest's own.
+        unsafe { must!(c(Sysno::pread64, [fd, at, 8, 0, 0]), Ok(6)) };
+        0
+    }
+    let scratch = Scratch::new();
+    scratch.folder("in");
+    scratch.file("in/file", b"inside");
+    let root = path("in");
+    let policy = DIRECT.clone().try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let (heard, say) = sys::blocking_pipe().unwrap();
+    let (hear, said) = sys::blocking_pipe().unwrap();
+    ENDS[0].store(say as u32, Ordering::Relaxed);
+    ENDS[1].store(hear as u32, Ordering::Relaxed);
+    let keep = [1, 2, say, hear];
+    let mut sandbox = spawn(&Config { keep: &keep, ..program(&policy) }, guest, 0);
+    let mut asked = [sys::PollFd::readable(heard)];
+    while sys::poll(&mut asked, Some(Duration::ZERO)) == Ok(0) {
+        check!(sandbox.serve(Some(Duration::from_millis(5))).is_none());
+    }
+    sandbox.revoke(0);
+    check!(sys::write(said, b"x") == Ok(1));
+    check!(sandbox.wait(Some(PATIENCE)).guest == Status::Exited(0));
+    [heard, say, hear, said].into_iter().for_each(sys::close);
 }
 
 fn memory() {

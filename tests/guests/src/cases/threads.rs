@@ -21,7 +21,6 @@ pub const CASES: &[Case] = &[
     case("threads_registers", || dispatched(|| ends(registers, 0, 0))),
     case("threads_storage", || dispatched(|| ends(storage, 0, 0))),
     case("threads_bad_storage", || dispatched(|| ends(bad_storage, 0, 0))),
-    case("threads_forged_births", || forged_births(true)),
 ];
 
 const POLICY: Policy = DIRECT.threads(8);
@@ -389,22 +388,4 @@ extern "C" fn bad_storage(_: usize) -> i32 {
     }
     // And a good one after that.
     joins(0)
-}
-
-/// Guests that write to the socket of births, in the name of others.
-fn forged_births(_defended: bool) {
-    extern "C" fn guest(_: usize) -> i32 {
-        let births = ascetic::experiment::first_own_fd() + 5;
-        let mut message = [0u8; 8];
-        for k in 0..8u8 {
-            for what in 0..4 {
-                message[0] = k;
-                message[4] = what;
-                check!(sys::write(births, &message) == Ok(8));
-            }
-        }
-        check!(sys::write(births, &message[..3]) == Ok(3));
-        joins(0)
-    }
-    ends(guest, 0, 0);
 }
