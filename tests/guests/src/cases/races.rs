@@ -198,10 +198,11 @@ fn forged_done(off: bool) {
         let fd = ENDS[0].load(Ordering::SeqCst) as usize;
         // SAFETY: the buffer is the thread's own; a path.
         unsafe {
-            check!(call(Sysno::recvfrom, [fd, &raw mut byte as usize, 1, 0, 0, 0]) == Ok(1));
+            // What comes back may be spoilt: it is in the mailbox.
+            let _ = call(Sysno::recvfrom, [fd, &raw mut byte as usize, 1, 0, 0, 0]);
+            // Refused, if the verdict is this request's.
             let shadow = call(Sysno::openat, [CWD, c"/etc/shadow".as_ptr() as usize, 0, 0, 0, 0]);
-            check!(shadow.is_ok() || shadow == Err(Errno::EACCES), "{shadow:?}");
-            RESULT.store(u32::from(shadow.is_ok()), Ordering::SeqCst);
+            RESULT.store(u32::from(shadow != Err(Errno::EACCES)), Ordering::SeqCst);
         }
     }
     extern "C" fn guest(_: usize) -> i32 {
