@@ -13,7 +13,7 @@ use crate::clone;
 use crate::pair::Layout;
 use crate::seccomp::{self, Lockdown, Program};
 use crate::setup::OwnFds;
-use crate::signal::{self, REPORTED, SIGSEGV, SIGSYS, SigAction, SigSet};
+use crate::signal::{self, KICK, REPORTED, SIGABRT, SIGBUS, SIGSEGV, SIGSYS, SigAction, SigSet};
 use crate::sys::{self, CpuSet, Sysno};
 use memoffset::offset_of;
 
@@ -170,11 +170,12 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     }
     u.follow(supervisor);
     u.must(Sysno::sigaltstack, [at + offset_of!(Verdict, altstack)], 0);
-    for sig in REPORTED {
+    for sig in REPORTED.into_iter().chain([KICK]) {
         let which = match sig {
-            SIGSEGV => 1,
-            SIGSYS if common.dispatch => 1,
-            _ => 0,
+            SIGABRT => 0,
+            SIGSYS if !common.dispatch => 0,
+            SIGSEGV | SIGBUS => 2,
+            _ => 1,
         };
         let action = at + offset_of!(Verdict, actions) + which * size_of::<SigAction>();
         u.must(Sysno::rt_sigaction, [sig as usize, action, 0, 8], 0);
@@ -232,18 +233,18 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     u.push(arch::NR_SIGRETURN as u32, [0; 6], None);
 }
 
-/// The handlers: on the alternate stack, with everything blocked but faults, so that a fault in the reporter is seen.
-/// First those that are reset on entry, so that the signal can be handed on; then those that are not, because `rdtsc` is
-/// a SIGSEGV and a caught call a SIGSYS.
-fn actions() -> [SigAction; 2] {
-    let faults = [signal::SIGSEGV, signal::SIGBUS, signal::SIGILL, signal::SIGFPE, signal::SIGTRAP, signal::SIGSYS];
+/// The handlers: on the alternate stack, with everything blocked but faults, so that a fault in the reporter is seen, and
+/// kicks. First those that are reset on entry, because nothing but the default action ends the guest by such a signal; then
+/// those that are not, because the guest may handle it; then those that can happen in a handler, in a copy of guest memory.
+fn actions() -> [SigAction; 3] {
+    let open = [SIGSEGV, SIGBUS, signal::SIGILL, signal::SIGFPE, signal::SIGTRAP, SIGSYS, KICK];
     let action = |reset| SigAction {
         handler: arch::asc_fault_entry as *const () as usize,
         flags: signal::SA_ONSTACK | signal::SA_RESTORER | arch::SA_FRAME | reset,
         restorer: arch::asc_restore as *const () as usize,
-        mask: SigSet::of(&faults).complement(),
+        mask: SigSet::of(&open).complement(),
     };
-    [action(signal::SA_RESETHAND), action(0)]
+    [action(signal::SA_RESETHAND), action(0), action(signal::SA_NODEFER)]
 }
 
 /// The call that a birth's exit status names; `None` if it names none.
@@ -258,4 +259,4 @@ pub fn start_sp(layout: &Layout, k: usize) -> usize {
     layout.verdict(k).addr() + offset_of!(Verdict, start)
 }
 
-static_assertions::const_assert!(T_STEPS >= 13 && U_STEPS >= REPORTED.len() + 20);
+static_assertions::const_assert!(T_STEPS >= 13 && U_STEPS >= REPORTED.len() + 21);

@@ -306,8 +306,11 @@ unsafe fn fill_state(layout: &Layout, own: &OwnFds, spin: u32, start: Start<'_>,
         state.spin = spin;
         state.dispatch = config.dispatch;
         state.threads = layout.pairs() > 1;
+        state.pairs = layout.pairs() as u32;
+        state.uid = sys::getuid();
         state.look_away_most = if spin > 0 { config::look_away() } else { 0 };
         state.look_away = state.look_away_most;
+        untrusted::signal::inherit(&raw mut *state, 0);
         let bounds = layout.bounds(0, 0);
         state.fault.prepare(
             (stack, stack + stack_len),

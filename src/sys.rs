@@ -8,6 +8,8 @@ pub use syscalls::{Errno, Sysno};
 
 /// `EFAULT` as a plain number.
 pub const EFAULT: i32 = 14;
+/// `EINTR` as a plain number.
+pub const EINTR: i32 = 4;
 /// `EAGAIN` as a plain number.
 pub const EAGAIN: i32 = 11;
 /// `EINVAL` as a plain number.
@@ -395,6 +397,18 @@ pub fn mapped(pid: u32) -> Result<usize> {
 pub fn yield_now() {
     // SAFETY: gives up the CPU.
     let _ = unsafe { sys!(sched_yield) };
+}
+
+/// The user id.
+pub fn getuid() -> u32 {
+    // `getuid` of i386 has 16 bits.
+    #[cfg(target_arch = "x86")]
+    // SAFETY: no arguments.
+    let uid = unsafe { sys!(getuid32) };
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: no arguments.
+    let uid = unsafe { sys!(getuid) };
+    uid.unwrap_or(0) as u32
 }
 
 /// The caller's working folder into `buf`; its length without the NUL.

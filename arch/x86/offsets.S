@@ -5,6 +5,7 @@
 .set EVENT_SIZE, {event_size}
 .set EXIT_DOORBELL, {exit_doorbell}
 .set MAX_ERRNO, {max_errno}
+.set EINTR, {eintr}
 .set FUTEX_CMD_MASK, {futex_cmd_mask}
 .set NR_FUTEX, {nr_futex}
 .set NR_OPENAT2, {nr_openat2}

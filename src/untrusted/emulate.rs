@@ -5,7 +5,7 @@ use crate::arch::Frame;
 #[cfg(target_arch = "x86_64")]
 use crate::sys::Errno;
 use crate::sys::Sysno;
-use crate::untrusted::{State, brokered, gate, thread};
+use crate::untrusted::{State, brokered, gate, signal, thread};
 
 #[cfg(target_arch = "x86_64")]
 fn failure(errno: Errno) -> usize {
@@ -30,7 +30,7 @@ pub(crate) unsafe fn call(state: *mut State, nr: u32, args: [usize; 6], pc: usiz
             Sysno::getpid => (*state).pid as usize,
             Sysno::gettid => (*state).tid as usize,
             // Strict mode allows them.
-            Sysno::read | Sysno::write => gate::pass(nr, args),
+            Sysno::read | Sysno::write => signal::pass(state, nr, args, frame),
             Sysno::exit => exit(state, args[0] as i32),
             Sysno::exit_group => exit_group(state, args[0] as i32),
             Sysno::set_tid_address => {
@@ -45,7 +45,10 @@ pub(crate) unsafe fn call(state: *mut State, nr: u32, args: [usize; 6], pc: usiz
             Sysno::clone if (*state).threads => thread::clone(state, args, pc, frame),
             #[cfg(target_arch = "x86_64")]
             Sysno::arch_prctl => arch_prctl(args[0], args[1]),
-            _ => brokered(state, nr, args, pc),
+            _ => match signal::call(state, call, args, pc, frame) {
+                Some(result) => result,
+                None => brokered(state, nr, args, pc),
+            },
         }
     }
 }
@@ -59,6 +62,7 @@ unsafe fn exit(state: *mut State, status: i32) -> ! {
     const FUTEX_WAKE: usize = 1;
     // SAFETY: the caller's; the guest says that the word is its own.
     unsafe {
+        (&raw mut (*state).tid).write_volatile(0); // nobody sends it a signal any more
         let word = (*state).clear_tid;
         let zero = 0u32;
         if word != 0 && arch::copy(word as *mut u8, (&raw const zero).cast(), 4) == 0 {

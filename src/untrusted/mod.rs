@@ -7,6 +7,7 @@ mod carry;
 pub(crate) mod dispatch;
 mod emulate;
 pub(crate) mod gate;
+pub(crate) mod signal;
 pub mod thread;
 
 use crate::abi::{Mailbox, PAGE, ROW_ALLOW, TABLE_LEN};
@@ -59,7 +60,11 @@ pub struct State {
     pub(crate) in_time: u32,
     pub(crate) turn: u32,
     pub(crate) pid: u32,
+    /// 0 when this thread is gone.
     pub(crate) tid: u32,
+    pub(crate) uid: u32,
+    /// How many pairs have a state.
+    pub(crate) pairs: u32,
     /// Whether calls that the guest makes itself are caught.
     pub(crate) dispatch: bool,
     /// Whether there can be other threads.
@@ -73,6 +78,7 @@ pub struct State {
     pub(crate) annotations: [u8; ANNOTATIONS],
     pub(crate) tsc_last: u64,
     pub(crate) fault: crate::fault::FaultState,
+    pub(crate) signals: signal::Signals,
     /// What a new thread starts from.
     pub(crate) start: thread::Start,
 }
@@ -141,7 +147,28 @@ unsafe fn call_at(nr: Sysno, args: [usize; 6], pc: usize) -> sys::Result<usize> 
         return Err(Errno::EPERM);
     }
     // SAFETY: the caller's; the state is this thread's.
-    Errno::from_ret(unsafe { emulate::call(state, nr as u32, args, pc, core::ptr::null_mut()) })
+    unsafe { Errno::from_ret(asked(state, nr as u32, args, pc)) }
+}
+
+/// Makes a call that the guest asked for, and delivers the signals that came meanwhile.
+///
+/// # Safety
+///
+/// `state` is this thread's; otherwise as [`call`].
+unsafe fn asked(state: *mut State, nr: u32, args: [usize; 6], pc: usize) -> usize {
+    loop {
+        // SAFETY: the caller's.
+        let result = unsafe {
+            signal::set_busy(state, true);
+            let result = emulate::call(state, nr, args, pc, core::ptr::null_mut());
+            signal::set_busy(state, false);
+            signal::deliver_here(state);
+            result
+        };
+        if result != signal::RESTART {
+            return result;
+        }
+    }
 }
 
 /// Like [`call`], by number, with nothing answered here: what T says to it. Returns a negative `errno` on failure.
@@ -150,8 +177,15 @@ unsafe fn call_at(nr: Sysno, args: [usize; 6], pc: usize) -> sys::Result<usize> 
 ///
 /// The caller is a guest; otherwise as [`call`].
 pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
+    let state = state();
     // SAFETY: the caller's; the state is this thread's.
-    unsafe { brokered(state(), nr, args, arch::here()) }
+    unsafe {
+        signal::set_busy(state, true);
+        let result = brokered(state, nr, args, arch::here());
+        signal::set_busy(state, false);
+        signal::deliver_here(state);
+        result
+    }
 }
 
 /// Has T make a call, with what it carries, and notes it.
