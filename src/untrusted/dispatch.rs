@@ -36,8 +36,10 @@ pub(crate) unsafe fn handle(state: *mut State, info: *const SigInfo, frame: *mut
             (*info).arch == arch::AUDIT_ARCH && (*frame).is_native()
         };
         let nr = (*frame).syscall_nr();
-        if native && let Some(left) = u32::try_from(nr).ok().and_then(|nr| signal::sigreturn(state, nr, frame)) {
-            return left;
+        if native && nr < crate::abi::TABLE_LEN {
+            if let Some(left) = signal::sigreturn(state, nr as u32, frame) {
+                return left;
+            }
         }
         // Another architecture's numbers mean other calls.
         let result = if !native || nr & X32 != 0 || nr > u32::MAX as usize {

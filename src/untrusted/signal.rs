@@ -78,8 +78,9 @@ struct Sent {
 }
 
 impl Sent {
-    const NOBODY: Self =
-        Self { code: AtomicU32::new(0), pid: AtomicU32::new(0), uid: AtomicU32::new(0), value: AtomicUsize::new(0) };
+    const fn nobody() -> Self {
+        Self { code: AtomicU32::new(0), pid: AtomicU32::new(0), uid: AtomicU32::new(0), value: AtomicUsize::new(0) }
+    }
 }
 
 impl Pending {
@@ -89,7 +90,7 @@ impl Pending {
             return;
         }
         if let Some(sent) = self.sent.get(sig.wrapping_sub(1) as usize) {
-            sent.code.store(info.code().cast_unsigned(), Ordering::Relaxed);
+            sent.code.store(info.code() as u32, Ordering::Relaxed);
             sent.pid.store(info.words[0], Ordering::Relaxed);
             sent.uid.store(info.words[1], Ordering::Relaxed);
             sent.value.store(info.value, Ordering::Relaxed);
@@ -102,7 +103,7 @@ impl Pending {
         let sig = (self.set.load(Ordering::Acquire) & which).trailing_zeros() as i32 + 1;
         let sent = self.sent.get(sig.wrapping_sub(1) as usize)?;
         let word = |word: &AtomicU32| word.load(Ordering::Relaxed);
-        let code = word(&sent.code).cast_signed();
+        let code = word(&sent.code) as i32;
         let info = Info::new(sig, code, [word(&sent.pid), word(&sent.uid)], sent.value.load(Ordering::Relaxed));
         let before = self.set.fetch_and(!bit(sig), Ordering::AcqRel);
         (before & bit(sig) != 0).then_some((sig, info))
@@ -110,10 +111,10 @@ impl Pending {
 }
 
 /// What waits for any thread.
-static PROCESS: Pending = Pending { set: AtomicU64::new(0), sent: [const { Sent::NOBODY }; NSIG as usize] };
+static PROCESS: Pending = Pending { set: AtomicU64::new(0), sent: [const { Sent::nobody() }; NSIG as usize] };
 
 /// The actions, and how often they were changed: odd while they are.
-static ACTIONS: [Action; NSIG as usize] = [const { Action::DEFAULT }; NSIG as usize];
+static ACTIONS: [Action; NSIG as usize] = [const { Action::default() }; NSIG as usize];
 static CHANGES: AtomicU32 = AtomicU32::new(0);
 
 struct Action {
@@ -124,12 +125,14 @@ struct Action {
 }
 
 impl Action {
-    const DEFAULT: Self = Self {
-        handler: AtomicUsize::new(DEFAULT),
-        flags: AtomicUsize::new(0),
-        restorer: AtomicUsize::new(0),
-        mask: AtomicU64::new(0),
-    };
+    const fn default() -> Self {
+        Self {
+            handler: AtomicUsize::new(DEFAULT),
+            flags: AtomicUsize::new(0),
+            restorer: AtomicUsize::new(0),
+            mask: AtomicU64::new(0),
+        }
+    }
 
     fn load(&self) -> SigAction {
         SigAction {
@@ -188,7 +191,7 @@ fn is_ignored(sig: i32, action: &SigAction) -> bool {
 /// `state` is mapped.
 unsafe fn of<'a>(state: *mut State) -> &'a Signals {
     // SAFETY: the caller's. Others change atomics only; what is none, its own thread changes, and looks at no copy of.
-    unsafe { &*(&raw const (*state).signals) }
+    unsafe { &(*state).signals }
 }
 
 /// Marks the runtime as at work, or no longer, for an explicit call.
@@ -485,7 +488,7 @@ unsafe fn send(
     // SAFETY: the state is this thread's.
     unsafe {
         let ask = || brokered(state, call as u32, args, pc);
-        let own = |pid: i32| pid.cast_unsigned() == (*state).pid;
+        let own = |pid: i32| pid as u32 == (*state).pid;
         if !(0..=NSIG).contains(&sig) {
             return failure(Errno::EINVAL);
         }

@@ -88,7 +88,7 @@ impl Frame {
             }
             self.eip = entry.handler as u32;
             self.gregs[ESP] = at as u32;
-            self.gregs[EAX] = entry.sig.cast_unsigned();
+            self.gregs[EAX] = entry.sig as u32;
             [self.gregs[EDX], self.gregs[ECX]] = pointers;
             self.eflags &= !(EFLAGS_DF | EFLAGS_RF | EFLAGS_TF);
             self.fpstate = 0; // a clean one

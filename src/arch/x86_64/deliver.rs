@@ -49,7 +49,7 @@ impl Frame {
             }
             self.gregs[RIP] = entry.handler as u64;
             self.gregs[RSP] = at as u64;
-            self.gregs[RDI] = u64::from(entry.sig.cast_unsigned());
+            self.gregs[RDI] = entry.sig as u64;
             self.gregs[RSI] = at.wrapping_add(offset_of!(SignalFrame, info)) as u64;
             self.gregs[RDX] = at.wrapping_add(offset_of!(SignalFrame, context)) as u64;
             self.gregs[RAX] = 0;
