@@ -57,6 +57,8 @@ pub(crate) struct Signals {
     before: u64,
     /// What is blocked.
     mask: AtomicU64,
+    /// What `sigwait` waits for.
+    wanted: AtomicU64,
     alt: AltStack,
     pending: Pending,
 }
@@ -94,7 +96,7 @@ impl Pending {
             sent.pid.store(info.words[0], Ordering::Relaxed);
             sent.uid.store(info.words[1], Ordering::Relaxed);
             sent.value.store(info.value, Ordering::Relaxed);
-            self.set.fetch_or(bit(sig), Ordering::Release);
+            self.set.fetch_or(bit(sig), Ordering::SeqCst);
         }
     }
 
@@ -273,14 +275,17 @@ pub(super) unsafe fn call(
             },
             #[cfg(target_arch = "x86")]
             Sysno::sigsuspend => suspend(state, c as u64),
+            Sysno::rt_sigtimedwait => wait(state, a, b, c, d),
             Sysno::pause => suspend(state, mask(state)),
             Sysno::sigaltstack => {
                 let here = if frame.is_null() { (&raw const args).addr() } else { (*frame).sp() };
                 sigaltstack(state, a, b, here)
             }
-            Sysno::kill => send(state, call, args, pc, a as i32, b as i32, None),
-            Sysno::tkill => send(state, call, args, pc, a as i32, b as i32, Some(a as u32)),
-            Sysno::tgkill => send(state, call, args, pc, a as i32, c as i32, Some(b as u32)),
+            Sysno::kill => send(state, (call, args, pc), a as i32, b as i32, None, None),
+            Sysno::tkill => send(state, (call, args, pc), a as i32, b as i32, Some(a as u32), None),
+            Sysno::tgkill => send(state, (call, args, pc), a as i32, c as i32, Some(b as u32), None),
+            Sysno::rt_sigqueueinfo => queue(state, (call, args, pc), a as i32, b as i32, None, c),
+            Sysno::rt_tgsigqueueinfo => queue(state, (call, args, pc), a as i32, c as i32, Some(b as u32), d),
             _ => return None,
         })
     }
@@ -437,6 +442,39 @@ unsafe fn suspend(state: *mut State, with: u64) -> usize {
     }
 }
 
+/// Takes a signal that is blocked, when there is one.
+unsafe fn wait(state: *mut State, which: usize, info_at: usize, timeout: usize, size: usize) -> usize {
+    let mut limit = [1usize; 2];
+    // SAFETY: the state is this thread's; copies stop at what is not there.
+    unsafe {
+        let which = match mask_at(which, size) {
+            Ok(which) => which & !NEVER,
+            Err(errno) => return failure(errno),
+        };
+        if timeout != 0 && arch::copy((&raw mut limit).cast(), timeout as *const u8, size_of_val(&limit)) != 0 {
+            return failure(Errno::EFAULT);
+        }
+        let signals = of(state);
+        signals.wanted.store(which, Ordering::SeqCst);
+        let result = loop {
+            if let Some((sig, info)) = signals.pending.take(which).or_else(|| PROCESS.take(which)) {
+                let told = tell(info_at, &info, size_of::<Info>());
+                break if told == 0 { sig as usize } else { told };
+            }
+            if ready(state) != 0 {
+                break failure(Errno::EINTR);
+            }
+            if timeout != 0 {
+                // There is no clock to sleep by: a look is possible, a wait with an end is not.
+                break failure(if limit == [0; 2] { Errno::EAGAIN } else { Errno::ENOSYS });
+            }
+            let _ = gate::read((*state).doorbell_u, &mut [0; 8]);
+        };
+        signals.wanted.store(0, Ordering::SeqCst);
+        result
+    }
+}
+
 unsafe fn sigaltstack(state: *mut State, new: usize, old: usize, here: usize) -> usize {
     // SAFETY: the state is this thread's; copies stop at what is not there.
     unsafe {
@@ -475,16 +513,25 @@ unsafe fn set_alt(state: *mut State, alt: AltStack) -> Result<(), Errno> {
 
 // Sending.
 
+/// A call as it was made: which, with what, where.
+type Made = (Sysno, [usize; 6], usize);
+
+/// Sends a signal with the sender's own word for it, which cannot be the kernel's.
+unsafe fn queue(state: *mut State, made: Made, pid: i32, sig: i32, tid: Option<u32>, at: usize) -> usize {
+    let mut info = Info::new(sig, 0, [0; 2], 0);
+    // SAFETY: the copy stops at what is not there.
+    let left = unsafe { arch::copy((&raw mut info).cast(), at as *const u8, size_of::<Info>()) };
+    match info.code() {
+        _ if left != 0 => failure(Errno::EFAULT),
+        0.. | SI_TKILL => failure(Errno::EPERM),
+        // SAFETY: the state is this thread's.
+        _ => unsafe { send(state, made, pid, sig, tid, Some(&info)) },
+    }
+}
+
 /// Sends a signal, to a thread or to the process. To others than the guest's it is the policy's affair.
-unsafe fn send(
-    state: *mut State,
-    call: Sysno,
-    args: [usize; 6],
-    pc: usize,
-    pid: i32,
-    sig: i32,
-    tid: Option<u32>,
-) -> usize {
+unsafe fn send(state: *mut State, made: Made, pid: i32, sig: i32, tid: Option<u32>, said: Option<&Info>) -> usize {
+    let (call, args, pc) = made;
     // SAFETY: the state is this thread's.
     unsafe {
         let ask = || brokered(state, call as u32, args, pc);
@@ -494,7 +541,7 @@ unsafe fn send(
         }
         let ours = match call {
             Sysno::tkill => true,
-            Sysno::kill => own(pid) || pid == 0,
+            Sysno::kill | Sysno::rt_sigqueueinfo => own(pid) || pid == 0 && call == Sysno::kill,
             _ => own(pid),
         };
         let to = match tid {
@@ -520,7 +567,10 @@ unsafe fn send(
         let code = if tid.is_some() { SI_TKILL } else { SI_USER };
         let info = Info::new(sig, code, [(*state).pid, (*state).uid], 0);
         let pending = if tid.is_none() && blocked { &PROCESS } else { &of(to).pending };
-        pending.add(sig, &info);
+        pending.add(sig, said.unwrap_or(&info));
+        if of(to).wanted.load(Ordering::SeqCst) & bit(sig) != 0 {
+            ring((&raw const (*to).doorbell_u).read_volatile());
+        }
         if to == state || blocked { 0 } else { kick(state, to, pc) }
     }
 }
@@ -541,11 +591,15 @@ unsafe fn others(state: *mut State) -> impl Iterator<Item = *mut State> {
         .filter(move |other| *other != state)
 }
 
-/// The thread that a signal for the process goes to: this one, if it does not block it, or one that does not.
+/// The thread that a signal for the process goes to: this one, if it does not block it, or one that does not, or waits for
+/// it.
 unsafe fn receiver(state: *mut State, sig: i32) -> *mut State {
     // SAFETY: the states of all pairs are mapped.
     unsafe {
-        let takes = |other: *mut State| of(other).mask.load(Ordering::Relaxed) & bit(sig) == 0;
+        let takes = |other: *mut State| {
+            of(other).mask.load(Ordering::Relaxed) & bit(sig) == 0
+                || of(other).wanted.load(Ordering::SeqCst) & bit(sig) != 0
+        };
         let lives = |other: *mut State| (&raw const (*other).tid).read_volatile() != 0;
         if takes(state) {
             return state;
