@@ -12,6 +12,41 @@ fn failure(errno: Errno) -> usize {
     (-errno.into_raw()) as isize as usize
 }
 
+/// The calls that are answered here, whatever the policy says: one bit each.
+const ANSWERED: [u64; crate::abi::TABLE_LEN / 64] = {
+    let calls = [
+        Sysno::getpid,
+        Sysno::gettid,
+        Sysno::read,
+        Sysno::write,
+        Sysno::exit,
+        Sysno::exit_group,
+        Sysno::set_tid_address,
+        Sysno::set_robust_list,
+        Sysno::rseq,
+        Sysno::clone,
+        #[cfg(target_arch = "x86_64")]
+        Sysno::arch_prctl,
+    ];
+    let mut bits = [0; crate::abi::TABLE_LEN / 64];
+    let mut i = 0;
+    while i < calls.len() {
+        bits[calls[i] as usize / 64] |= 1 << (calls[i] as usize % 64);
+        i += 1;
+    }
+    let mut i = 0;
+    while i < signal::CALLS.len() {
+        bits[signal::CALLS[i] as usize / 64] |= 1 << (signal::CALLS[i] as usize % 64);
+        i += 1;
+    }
+    bits
+};
+
+/// Whether a call may be answered here.
+pub(super) fn answers(nr: u32) -> bool {
+    ANSWERED.get(nr as usize / 64).is_some_and(|word| word >> (nr % 64) & 1 != 0)
+}
+
 /// Makes a call for the guest. `frame` is where it was interrupted in making it, null if it asked. Returns a negative
 /// `errno` on failure.
 ///
@@ -19,9 +54,10 @@ fn failure(errno: Errno) -> usize {
 ///
 /// `state` is this thread's; otherwise as the call's manual page says.
 pub(crate) unsafe fn call(state: *mut State, nr: u32, args: [usize; 6], pc: usize, frame: *mut Frame) -> usize {
-    let Some(call) = Sysno::new(nr as usize) else {
+    let call = match Sysno::new(nr as usize) {
+        Some(call) if answers(nr) => call,
         // SAFETY: the caller's.
-        return unsafe { brokered(state, nr, args, pc) };
+        _ => return unsafe { brokered(state, nr, args, pc) },
     };
     // SAFETY: the caller's.
     unsafe {

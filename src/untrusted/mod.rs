@@ -134,33 +134,29 @@ pub(crate) fn begin() {
 pub unsafe fn call(nr: Sysno, args: [usize; 6]) -> sys::Result<usize> {
     let pc = arch::here();
     // SAFETY: the caller's.
-    unsafe { call_at(nr, args, pc) }
-}
-
-/// # Safety
-///
-/// As [`call`].
-#[inline(never)]
-unsafe fn call_at(nr: Sysno, args: [usize; 6], pc: usize) -> sys::Result<usize> {
-    let state = state();
-    if state.is_null() {
-        return Err(Errno::EPERM);
-    }
-    // SAFETY: the caller's; the state is this thread's.
-    unsafe { Errno::from_ret(asked(state, nr as u32, args, pc)) }
+    Errno::from_ret(unsafe { call_at(nr as u32, &args, pc) })
 }
 
 /// Makes a call that the guest asked for, and delivers the signals that came meanwhile.
 ///
 /// # Safety
 ///
-/// `state` is this thread's; otherwise as [`call`].
-unsafe fn asked(state: *mut State, nr: u32, args: [usize; 6], pc: usize) -> usize {
+/// As [`call`].
+#[inline(never)]
+unsafe fn call_at(nr: u32, args: &[usize; 6], pc: usize) -> usize {
+    let state = state();
+    if state.is_null() {
+        return (-Errno::EPERM.into_raw()) as isize as usize;
+    }
     loop {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's; the state is this thread's.
         let result = unsafe {
             signal::set_busy(state, true);
-            let result = emulate::call(state, nr, args, pc, core::ptr::null_mut());
+            let result = if is_direct(state, nr) && !emulate::answers(nr) {
+                direct(state, nr, args, pc)
+            } else {
+                emulate::call(state, nr, *args, pc, core::ptr::null_mut())
+            };
             signal::set_busy(state, false);
             signal::deliver_here(state);
             result
@@ -196,35 +192,71 @@ pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
 pub(crate) unsafe fn brokered(state: *mut State, nr: u32, args: [usize; 6], pc: usize) -> usize {
     // SAFETY: a guest's state is mapped and its own.
     unsafe {
-        let slot = &raw mut (*state).ring[(*state).calls as usize % RING];
-        let note = || {
-            (*slot).state = 1;
-            (*slot).nr = nr;
-            (*slot).args = args;
-        };
-        let calls = &raw mut (*state).calls;
-        let done = |result| {
-            (*slot).result = result;
-            (*slot).state = 2;
-            *calls = (*calls).wrapping_add(1);
-            result
-        };
         if is_direct(state, nr) {
-            (&raw mut (*(*state).mailbox).pc).write_volatile(pc);
-            return done(ask(state, nr, args, note));
+            return direct(state, nr, &args, pc);
         }
-        let by_token = |token| ask(state, crate::abi::NR_TOKEN, token, note);
+        let by_token = |token| ask(state, crate::abi::NR_TOKEN, &token, || note(state, nr, &args));
         let stale = |result: &usize| Errno::from_ret(*result) == Err(Errno::ESTALE);
         let result = carry::token(state, nr, &args).map(by_token).filter(|result| !stale(result));
         let result = match result {
             Some(result) => result,
             None => {
                 carry::put(state, nr, &args, pc);
-                ask(state, nr, args, note)
+                ask(state, nr, &args, || note(state, nr, &args))
             }
         };
-        done(carry::get(state, nr, &args, result))
+        noted(state, carry::get(state, nr, &args, result))
     }
+}
+
+/// Has T make a call that it makes by itself, and notes it.
+///
+/// # Safety
+///
+/// As [`brokered`].
+#[inline(always)]
+unsafe fn direct(state: *mut State, nr: u32, args: &[usize; 6], pc: usize) -> usize {
+    // SAFETY: the caller's.
+    unsafe {
+        let result = ask(state, nr, args, || {
+            (&raw mut (*(*state).mailbox).pc).write_volatile(pc);
+            note(state, nr, args);
+        });
+        noted(state, result)
+    }
+}
+
+/// Notes a call that is under way.
+///
+/// # Safety
+///
+/// `state` is this thread's.
+#[inline(always)]
+unsafe fn note(state: *mut State, nr: u32, args: &[usize; 6]) {
+    // SAFETY: the caller's; the index is below the length.
+    unsafe {
+        let slot = (&raw mut (*state).ring).cast::<CallRecord>().wrapping_add((*state).calls as usize % RING);
+        (*slot).state = 1;
+        (*slot).nr = nr;
+        (*slot).args = *args;
+    }
+}
+
+/// Notes the result of the call under way.
+///
+/// # Safety
+///
+/// As [`note`].
+#[inline(always)]
+unsafe fn noted(state: *mut State, result: usize) -> usize {
+    // SAFETY: as `note`.
+    unsafe {
+        let slot = (&raw mut (*state).ring).cast::<CallRecord>().wrapping_add((*state).calls as usize % RING);
+        (*slot).result = result;
+        (*slot).state = 2;
+        (*state).calls = (*state).calls.wrapping_add(1);
+    }
+    result
 }
 
 /// Whether the policy lets T make a call by itself: then nothing is carried.
@@ -244,7 +276,7 @@ unsafe fn is_direct(state: *mut State, nr: u32) -> bool {
 /// # Safety
 ///
 /// `state` is this thread's.
-pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6], meanwhile: impl FnOnce()) -> usize {
+pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: &[usize; 6], meanwhile: impl FnOnce()) -> usize {
     // SAFETY: the state and the mailbox are mapped; what T writes is read through atomics.
     unsafe {
         let line = &raw mut (*(*state).mailbox).line;
@@ -253,7 +285,7 @@ pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6], meanwhile
         let answered = asked.wrapping_add(1);
         (*state).turn = answered;
         (&raw mut (*line).nr).write_volatile(nr);
-        (&raw mut (*line).args).write_volatile(args);
+        (&raw mut (*line).args).write_volatile(*args);
         turn.store(asked, Ordering::Release); // no fence: whether T sleeps is looked at again before U does
         let (u_asleep, t_asleep) = (atomic(&raw mut (*line).u_asleep), atomic(&raw mut (*line).t_asleep));
         let wake = || {

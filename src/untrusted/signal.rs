@@ -243,7 +243,31 @@ pub(crate) unsafe fn inherit(state: *mut State, mask: u64) {
 
 // Calls.
 
-/// The calls that are about signals; `None` for others. `frame` is where the guest was interrupted in making it, null if it
+/// The calls that are about signals.
+pub(super) const CALLS: &[Sysno] = &[
+    Sysno::rt_sigaction,
+    Sysno::rt_sigprocmask,
+    Sysno::rt_sigpending,
+    Sysno::rt_sigsuspend,
+    Sysno::rt_sigtimedwait,
+    Sysno::pause,
+    Sysno::sigaltstack,
+    Sysno::kill,
+    Sysno::tkill,
+    Sysno::tgkill,
+    Sysno::rt_sigqueueinfo,
+    Sysno::rt_tgsigqueueinfo,
+    #[cfg(target_arch = "x86")]
+    Sysno::sigaction,
+    #[cfg(target_arch = "x86")]
+    Sysno::sigprocmask,
+    #[cfg(target_arch = "x86")]
+    Sysno::sigpending,
+    #[cfg(target_arch = "x86")]
+    Sysno::sigsuspend,
+];
+
+/// Makes one of [`CALLS`]; `None` for others. `frame` is where the guest was interrupted in making it, null if it
 /// asked.
 ///
 /// # Safety

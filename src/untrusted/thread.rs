@@ -84,7 +84,7 @@ unsafe fn request(state: *mut State, args: [usize; 6], pc: usize, context: &mut 
         if !fits {
             return failure(Errno::ENOMEM);
         }
-        ask(state, nr, args, || ())
+        ask(state, nr, &args, || ())
     }
 }
 
