@@ -1,6 +1,7 @@
 //! Defences to leave out, one by one, so that tests can show what each is worth. Only with the feature `experiments`.
 
 use crate::abi::{Mailbox, STEP_SERVE, Step, VaultPage, Verdict};
+use crate::birth;
 use crate::clone::CloneFlags;
 use crate::pair::{Layout, from_state};
 use crate::setup::Plan;
@@ -61,7 +62,7 @@ impl Weaken {
             vault.fd_len = 0;
         }
         if self.unblock {
-            page.t_mask = SigSet::EMPTY;
+            page.mask = SigSet::EMPTY;
         }
         if self.altstack {
             page.t_altstack = stacks(layout).0;
@@ -137,6 +138,11 @@ pub static READ_AGAIN: AtomicBool = AtomicBool::new(false);
 pub static NOT_BENEATH: AtomicBool = AtomicBool::new(false);
 /// The broker believes what a message about a birth says, whoever sent it.
 pub static BELIEVE_BIRTHS: AtomicBool = AtomicBool::new(false);
+
+/// Whether a message is believed although its sender is known: it fits a pair of which no T is known, or no U.
+pub(crate) fn believed(unborn: bool, half: bool, what: u32) -> bool {
+    BELIEVE_BIRTHS.load(Ordering::Relaxed) && (unborn && what == birth::BORN_T || half && what == birth::BORN_U)
+}
 
 /// In a guest: what it believes the turn word to be, to forge the next request.
 pub fn turn() -> *mut u32 {

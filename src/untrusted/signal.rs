@@ -426,7 +426,7 @@ unsafe fn sigprocmask(state: *mut State, how: usize, new: usize, old: usize, siz
                 (Ok(set), SETMASK) => set | part,
                 _ => return failure(Errno::EINVAL),
             };
-            of(state).mask.store(set & !NEVER, Ordering::Relaxed);
+            of(state).mask.store(set & !NEVER, Ordering::SeqCst);
         }
         tell(old, &before, size)
     }
@@ -449,7 +449,7 @@ unsafe fn suspend(state: *mut State, with: u64) -> usize {
     // SAFETY: the state is this thread's.
     unsafe {
         let signals = of(state);
-        let before = signals.mask.swap(with & !NEVER, Ordering::Relaxed);
+        let before = signals.mask.swap(with & !NEVER, Ordering::SeqCst);
         loop {
             let sig = ready(state).trailing_zeros() as i32 + 1;
             if sig > NSIG {
@@ -592,10 +592,13 @@ unsafe fn send(state: *mut State, made: Made, pid: i32, sig: i32, tid: Option<u3
         let info = Info::new(sig, code, [(*state).pid, (*state).uid], 0);
         let pending = if tid.is_none() && blocked { &PROCESS } else { &of(to).pending };
         pending.add(sig, said.unwrap_or(&info));
-        if of(to).wanted.load(Ordering::SeqCst) & bit(sig) != 0 {
+        // Whoever unblocks it, or begins to wait for it, looks afterwards whether it is there; so look now who does.
+        let to = if tid.is_none() && blocked { receiver(state, sig) } else { to };
+        let signals = of(to);
+        if signals.wanted.load(Ordering::SeqCst) & bit(sig) != 0 {
             ring((&raw const (*to).doorbell_u).read_volatile());
         }
-        if to == state || blocked { 0 } else { kick(state, to, pc) }
+        if to == state || signals.mask.load(Ordering::SeqCst) & bit(sig) != 0 { 0 } else { kick(state, to, pc) }
     }
 }
 
@@ -621,7 +624,7 @@ unsafe fn receiver(state: *mut State, sig: i32) -> *mut State {
     // SAFETY: the states of all pairs are mapped.
     unsafe {
         let takes = |other: *mut State| {
-            of(other).mask.load(Ordering::Relaxed) & bit(sig) == 0
+            of(other).mask.load(Ordering::SeqCst) & bit(sig) == 0
                 || of(other).wanted.load(Ordering::SeqCst) & bit(sig) != 0
         };
         let lives = |other: *mut State| (&raw const (*other).tid).read_volatile() != 0;
@@ -773,7 +776,7 @@ unsafe fn leave(state: *mut State, frame: *mut Frame, sp: usize, siginfo: bool) 
     // SAFETY: the state is this thread's, the frame the kernel's.
     unsafe {
         let Some((mask, alt)) = (*frame).leave_handler(sp, siginfo) else { return false };
-        of(state).mask.store(mask.bits() & !NEVER, Ordering::Relaxed);
+        of(state).mask.store(mask.bits() & !NEVER, Ordering::SeqCst);
         if alt.flags != Frame::NO_ALT {
             _ = set_alt(state, alt); // as the kernel does: what it would refuse changes nothing
         }
@@ -831,7 +834,7 @@ pub(crate) unsafe fn deliver(state: *mut State, frame: *mut Frame) {
         }
         if (*state).signals.suspended {
             (*state).signals.suspended = false;
-            of(state).mask.store((*state).signals.before, Ordering::Relaxed);
+            of(state).mask.store((*state).signals.before, Ordering::SeqCst);
         }
     }
 }
