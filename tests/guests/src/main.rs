@@ -21,6 +21,10 @@ fn main(args: Args) {
         "run" => match CASES.iter().find(|case| case.name == args.get(2)) {
             Some(case) => {
                 (case.run)();
+                if !case.name.ends_with("shows_it") && cases::has_children() {
+                    println!("left a child");
+                    exit(1)
+                }
                 match case.end {
                     End::Exit(0) => exit(0),
                     end => {

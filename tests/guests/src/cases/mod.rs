@@ -1,5 +1,6 @@
 //! The cases. One file per subject; [`CASES`] is all of them, with the exact end of each.
 
+mod births;
 mod calls;
 mod enter;
 mod faults;
@@ -68,6 +69,7 @@ pub struct Cases([&'static [Case]; 11]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
+    births::CASES,
     calls::CASES,
     enter::CASES,
     faults::CASES,
@@ -114,6 +116,8 @@ pub fn emulated() -> bool {
 
 /// Long enough for anything, under emulation, too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub use misuse::has_children;
 
 /// Starts a guest; a failure to do so fails the case.
 pub fn spawn<'a>(config: &Config<'a>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Sandbox<'a> {
