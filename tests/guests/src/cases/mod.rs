@@ -17,6 +17,7 @@ use ascetic::policy::Policy;
 use ascetic::sandbox::{self, Config, Outcome, RECORD_MAX, Sandbox};
 use ascetic::sys::Sysno;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use freestanding::{check, println};
 
@@ -104,6 +105,24 @@ pub const POLICY: Policy = Policy::new()
 pub fn config() -> Config<'static> {
     Config { keep: &[1, 2], ..Config::new(&POLICY) }
 }
+
+static LONG: AtomicBool = AtomicBool::new(false);
+
+/// Makes this a long run: cases that have a bound in time go on until they have done all.
+pub fn make_long() {
+    LONG.store(true, Ordering::Relaxed);
+}
+
+/// Whether this is a long run.
+pub fn is_long() -> bool {
+    LONG.load(Ordering::Relaxed)
+}
+
+/// Prints something that whoever runs a case is to be told although it passes.
+macro_rules! note {
+    ($($arg:tt)*) => { println!("note: {}", format_args!($($arg)*)) };
+}
+use note;
 
 /// Whether this runs as the only program of a machine, in QEMU: slow, and free to change settings.
 pub fn emulated() -> bool {
