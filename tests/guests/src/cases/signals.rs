@@ -655,7 +655,8 @@ extern "C" fn interrupt(_: usize) -> i32 {
         let other = start(0, reads, 0, &WORD).unwrap_or(0);
         wait_for(&GO, 1);
         (0..i * 7).for_each(|_| core::hint::spin_loop());
-        check!(send(other, USR1) == Ok(0));
+        let sent = send(other, USR1);
+        check!(sent == Ok(0), "{i}: {sent:?}, {}", RESULT.load(SeqCst));
         // The handler may run before the read begins: then the next one interrupts it.
         while WORD.load(SeqCst) != 0 {
             let _ = send(other, USR1);
