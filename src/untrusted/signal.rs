@@ -642,7 +642,9 @@ unsafe fn kick(state: *mut State, to: *mut State, pc: usize) -> usize {
         ring((&raw const (*to).doorbell_u).read_volatile());
         let tid = (&raw const (*to).tid).read_volatile();
         let args = [(*state).pid as usize, tid as usize, KICK as usize, 0, 0, 0];
-        brokered(state, Sysno::tgkill as u32, args, pc)
+        let kicked = brokered(state, Sysno::tgkill as u32, args, pc);
+        // It saw the signal before the kick, and has ended since.
+        if kicked == failure(Errno::ESRCH) { 0 } else { kicked }
     }
 }
 
