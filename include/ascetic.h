@@ -361,8 +361,10 @@ int ascetic_policy_family(struct ascetic_policy *policy,
                           size_t count,
                           struct ascetic_error *error);
 
-// Allows the guest to send signals to its own threads.
-int ascetic_policy_signals(struct ascetic_policy *policy, struct ascetic_error *error);
+// Allows the guest to send signals to its own threads. Without it, a thread can send itself what it handles, and the
+// signals of the fault reporter.
+int ascetic_policy_signals(struct ascetic_policy *policy,
+                           struct ascetic_error *error);
 
 // Allows this much of everything.
 int ascetic_policy_limits(struct ascetic_policy *policy,

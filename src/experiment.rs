@@ -3,6 +3,7 @@
 use crate::abi::{
     Mailbox, OpenHow, STEP_FIRST, STEP_KEEP, STEP_REPLY, STEP_SAVE, STEP_SERVE, STEP_STOP, Step, VaultPage, Verdict,
 };
+use crate::birth;
 use crate::broker::decide::{Change, O_DIRECTORY, O_PATH};
 use crate::clone::CloneFlags;
 use crate::pair::{Layout, from_state};
@@ -64,7 +65,7 @@ impl Weaken {
             vault.fd_len = 0;
         }
         if self.unblock {
-            page.t_mask = SigSet::EMPTY;
+            page.mask = SigSet::EMPTY;
         }
         if self.altstack {
             page.t_altstack = stacks(layout).0;
@@ -152,6 +153,11 @@ pub static UNLINK_BY_T: AtomicBool = AtomicBool::new(false);
 pub static NOT_BENEATH: AtomicBool = AtomicBool::new(false);
 /// The broker believes what a message about a birth says, whoever sent it.
 pub static BELIEVE_BIRTHS: AtomicBool = AtomicBool::new(false);
+
+/// Whether a message is believed although its sender is known: it fits a pair of which no T is known, or no U.
+pub(crate) fn believed(unborn: bool, half: bool, what: u32) -> bool {
+    BELIEVE_BIRTHS.load(Ordering::Relaxed) && (unborn && what == birth::BORN_T || half && what == birth::BORN_U)
+}
 
 /// In a guest: what it believes the turn word to be, to forge the next request.
 pub fn turn() -> *mut u32 {

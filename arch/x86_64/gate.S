@@ -16,6 +16,27 @@ GATE_FUNC asc_gate
     ret
 END asc_gate
 
+# asc_pass(nr, a, b, c, kicked) -> result: the same for a call that a signal of the guest's interrupts. A kick before the
+# system call is either seen in *kicked, or its handler goes on at asc_pass_interrupted.
+#
+#   in        %edi nr   %rsi a   %rdx b   %rcx c   %r8 kicked
+#   clobbers  %rax %rcx %rdx %rsi %rdi %r11
+GATE_FUNC asc_pass
+    mov     %edi, %eax
+    mov     %rsi, %rdi
+    mov     %rdx, %rsi
+    mov     %rcx, %rdx
+LABEL asc_pass_from
+    cmpl    $0, (%r8)
+    jne     asc_pass_interrupted
+LABEL asc_pass_call
+    syscall
+    ret
+LABEL asc_pass_interrupted
+    mov     $-EINTR, %rax
+    ret
+END asc_pass
+
 # The restorer: a handler returns here. Strict mode allows rt_sigreturn.
 GATE_FUNC asc_restore
     .cfi_undefined %rip

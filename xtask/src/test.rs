@@ -201,6 +201,7 @@ fn in_c(tally: &mut Tally) {
         Ok(library) => {
             tally.step("example embed.c", library.example());
             tally.step("the C interface", library.interface());
+            tally.step("signals of a libc program", library.signals());
             for (what, run) in [
                 ("SQLite as a guest", capi::Library::sqlite as fn(&capi::Library) -> Result<()>),
                 ("zlib as a guest, in four threads", capi::Library::zlib),

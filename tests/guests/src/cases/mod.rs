@@ -8,6 +8,7 @@ mod mechanisms;
 mod misuse;
 mod program;
 mod races;
+mod signals;
 mod supervisor;
 mod threads;
 
@@ -64,7 +65,7 @@ fn skip(why: &str) -> ! {
 }
 
 /// Concatenates the lists of cases.
-pub struct Cases([&'static [Case]; 10]);
+pub struct Cases([&'static [Case]; 11]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
@@ -76,6 +77,7 @@ pub static CASES: Cases = Cases([
     misuse::CASES,
     program::CASES,
     races::CASES,
+    signals::CASES,
     supervisor::CASES,
     threads::CASES,
 ]);

@@ -662,7 +662,8 @@ fn fallbacks() {
             for nr in [Sysno::clone3, Sysno::io_uring_setup, Sysno::userfaultfd, Sysno::bpf, Sysno::perf_event_open] {
                 must!(c(nr, [0; 6]), Err(Errno::ENOSYS));
             }
-            for nr in [Sysno::kill, Sysno::ptrace, Sysno::fork, Sysno::execve, Sysno::prctl, Sysno::setrlimit] {
+            must!(c(Sysno::kill, [1, 15]), Err(Errno::EPERM));
+            for nr in [Sysno::ptrace, Sysno::fork, Sysno::execve, Sysno::prctl, Sysno::setrlimit] {
                 must!(c(nr, [0; 6]), Err(Errno::EPERM));
             }
             must!(c(Sysno::rseq, [0; 6]), Ok(0));
