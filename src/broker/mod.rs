@@ -5,7 +5,8 @@
 //! [`births`] says. The alarm that wakes it and the mailboxes that it reads are the guest's to forge: they cost the guest's
 //! own time.
 //!
-//! One thread can serve many sandboxes ([`Sandbox::descriptor`]); each is served in turn, one batch of events at a time.
+//! One thread can serve many sandboxes ([`Poller`](crate::poller::Poller), or anything that polls [`Sandbox::descriptor`]);
+//! each is served in turn, one batch of events at a time.
 
 mod births;
 pub mod decide;

@@ -4,6 +4,7 @@ mod calls;
 mod enter;
 mod faults;
 mod hostile;
+mod many;
 mod mechanisms;
 mod misuse;
 mod program;
@@ -65,7 +66,7 @@ fn skip(why: &str) -> ! {
 }
 
 /// Concatenates the lists of cases.
-pub struct Cases([&'static [Case]; 11]);
+pub struct Cases([&'static [Case]; 12]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
@@ -73,6 +74,7 @@ pub static CASES: Cases = Cases([
     enter::CASES,
     faults::CASES,
     hostile::CASES,
+    many::CASES,
     mechanisms::CASES,
     misuse::CASES,
     program::CASES,
