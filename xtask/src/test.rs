@@ -30,7 +30,7 @@ const SKIPPED: &str = "exit:77";
 
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
 /// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a root folder to change.
-const MAY_SKIP: [&str; 15] = [
+const MAY_SKIP: [&str; 16] = [
     "threads_registers",
     "threads_storage",
     "threads_bad_storage",
@@ -43,6 +43,7 @@ const MAY_SKIP: [&str; 15] = [
     "audit_finds_userfaultfd",
     "audit_needs_proc",
     "calls_apart",
+    "debug_gdb_of_a_brokered_call",
     "threads_spread",
     "supervisor_terminal",
     "supervisor_real_time",

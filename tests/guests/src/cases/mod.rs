@@ -1,6 +1,7 @@
 //! The cases. One file per subject; [`CASES`] is all of them, with the exact end of each.
 
 mod calls;
+mod debug;
 mod enter;
 mod faults;
 mod hostile;
@@ -66,11 +67,12 @@ fn skip(why: &str) -> ! {
 }
 
 /// Concatenates the lists of cases.
-pub struct Cases([&'static [Case]; 12]);
+pub struct Cases([&'static [Case]; 13]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
     calls::CASES,
+    debug::CASES,
     enter::CASES,
     faults::CASES,
     hostile::CASES,
