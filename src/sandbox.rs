@@ -371,7 +371,7 @@ impl Sandbox<'_> {
     }
 
     /// A descriptor that is readable when [`serve`](Self::serve) has something to do: for whoever serves many sandboxes with
-    /// one thread.
+    /// one thread, and not by a [`Poller`](crate::poller::Poller).
     pub fn descriptor(&self) -> i32 {
         self.epoll.0
     }

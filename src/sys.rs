@@ -373,6 +373,13 @@ pub fn epoll_remove(epoll: i32, fd: i32) {
     let _ = unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_DEL, fd as usize, 0) };
 }
 
+/// Asks epoll to tell nothing more of `fd`.
+pub fn epoll_delete(epoll: i32, fd: i32) -> Result<()> {
+    const EPOLL_CTL_DEL: usize = 2;
+    // SAFETY: the kernel looks at no event.
+    unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_DEL, fd as usize) }.map(drop)
+}
+
 /// Waits for events for up to `timeout` milliseconds; -1 for ever.
 pub fn epoll_wait(epoll: i32, events: &mut [Event], timeout: i32) -> Result<usize> {
     // SAFETY: the kernel stores into `events` only.

@@ -58,10 +58,21 @@ LABEL asc_pass_interrupted
     jmp     1b
 END asc_pass
 
+# CFI: the frame that the kernel saved, \at bytes from where the stack pointer points, has what all registers were.
+.macro RESTORED at:req
+    RESTORES_SP 4, \at + FRAME_REGISTERS + 3 * WORD
+    .set REGISTER, FRAME_REGISTERS
+    .irp reg, 7, 6, 5, 4, 3, 2, 1, 0 # edi, esi, ebp, esp, ebx, edx, ecx, eax
+    RESTORES \reg, 4, \at + REGISTER
+    .set REGISTER, REGISTER + WORD
+    .endr
+    RESTORES 8, 4, \at + FRAME_PC
+.endm
+
 # The restorer: a handler returns here. Strict mode allows sigreturn, which wants the stack pointer at the sigcontext.
-GATE_FUNC asc_restore
-    .cfi_undefined %eip
+RESTORER asc_restore, WORD
     pop     %eax
+    RESTORED 0
     mov     $NR_SIGRETURN, %eax
     int     $0x80
     ud2

@@ -80,5 +80,7 @@
 .set CONTEXT_ESI, {context_esi}
 .set CONTEXT_EDI, {context_edi}
 .set CONTEXT_EBP, {context_ebp}
+.set FRAME_REGISTERS, {frame_registers}
+.set FRAME_PC, {frame_pc}
 .set CONTEXT_PC, {context_pc}
 .set CONTEXT_SP, {context_sp}

@@ -37,9 +37,19 @@ LABEL asc_pass_interrupted
     ret
 END asc_pass
 
+# CFI: the frame that the kernel saved, \at bytes from where the stack pointer points, has what all registers were.
+.macro RESTORED at:req
+    RESTORES_SP 7, \at + FRAME_REGISTERS + 15 * WORD
+    .set REGISTER, FRAME_REGISTERS
+    .irp reg, 8, 9, 10, 11, 12, 13, 14, 15, 5, 4, 6, 3, 1, 0, 2 # r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx
+    RESTORES \reg, 7, \at + REGISTER
+    .set REGISTER, REGISTER + WORD
+    .endr
+    RESTORES 16, 7, \at + FRAME_PC
+.endm
+
 # The restorer: a handler returns here. Strict mode allows rt_sigreturn.
-GATE_FUNC asc_restore
-    .cfi_undefined %rip
+RESTORER asc_restore
     mov     $NR_SIGRETURN, %eax
     syscall
     ud2

@@ -82,5 +82,7 @@
 .set CONTEXT_R13, {context_r13}
 .set CONTEXT_R14, {context_r14}
 .set CONTEXT_R15, {context_r15}
+.set FRAME_REGISTERS, {frame_registers}
+.set FRAME_PC, {frame_pc}
 .set CONTEXT_PC, {context_pc}
 .set CONTEXT_SP, {context_sp}

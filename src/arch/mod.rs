@@ -99,6 +99,8 @@ macro_rules! assembly {
             mailbox_asks = const offset_of!(Mailbox, asks),
             mailbox_scratch = const offset_of!(Mailbox, scratch),
             mailbox_birth_result = const offset_of!(Mailbox, birth_result),
+            frame_registers = const offset_of!(Frame, gregs),
+            frame_pc = const FRAME_PC,
             context_pc = const offset_of!(Context, pc),
             context_sp = const offset_of!(Context, sp),
             $($name = const offset_of!(Context, $field),)*

@@ -136,6 +136,7 @@ const EBX: usize = 4;
 const EDX: usize = 5;
 const ECX: usize = 6;
 const EAX: usize = 7;
+const FRAME_PC: usize = core::mem::offset_of!(Frame, eip);
 
 /// Names of the registers in [`Frame::registers`], in order.
 pub const REGISTERS: [&str; 19] = [

@@ -131,6 +131,7 @@ const RCX: usize = 14;
 const RSP: usize = 15;
 const RIP: usize = 16;
 const EFLAGS: usize = 17;
+const FRAME_PC: usize = core::mem::offset_of!(Frame, gregs) + RIP * size_of::<u64>();
 /// `UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS`: %ss is in the frame and is to be restored.
 const UC_FLAGS: u64 = 2 | 4;
 /// Selectors of 64-bit user code and data (`arch/x86/include/asm/segment.h`).

@@ -2,9 +2,11 @@
 
 mod births;
 mod calls;
+mod debug;
 mod enter;
 mod faults;
 mod hostile;
+mod many;
 mod mechanisms;
 mod misuse;
 mod program;
@@ -19,6 +21,7 @@ use ascetic::policy::Policy;
 use ascetic::sandbox::{self, Config, Outcome, RECORD_MAX, Sandbox};
 use ascetic::sys::Sysno;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use freestanding::{check, println};
 
@@ -65,15 +68,17 @@ fn skip(why: &str) -> ! {
 }
 
 /// Concatenates the lists of cases.
-pub struct Cases([&'static [Case]; 11]);
+pub struct Cases([&'static [Case]; 13]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
     births::CASES,
     calls::CASES,
+    debug::CASES,
     enter::CASES,
     faults::CASES,
     hostile::CASES,
+    many::CASES,
     mechanisms::CASES,
     misuse::CASES,
     program::CASES,
@@ -108,6 +113,24 @@ pub const POLICY: Policy = Policy::new()
 pub fn config() -> Config<'static> {
     Config { keep: &[1, 2], ..Config::new(&POLICY) }
 }
+
+static LONG: AtomicBool = AtomicBool::new(false);
+
+/// Makes this a long run: cases that have a bound in time go on until they have done all.
+pub fn make_long() {
+    LONG.store(true, Ordering::Relaxed);
+}
+
+/// Whether this is a long run.
+pub fn is_long() -> bool {
+    LONG.load(Ordering::Relaxed)
+}
+
+/// Prints something that whoever runs a case is to be told although it passes.
+macro_rules! note {
+    ($($arg:tt)*) => { println!("note: {}", format_args!($($arg)*)) };
+}
+use note;
 
 /// Whether this runs as the only program of a machine, in QEMU: slow, and free to change settings.
 pub fn emulated() -> bool {

@@ -359,7 +359,7 @@ fn read_proc<'a>(pid: u32, file: &str, text: &'a mut [u8]) -> &'a str {
     core::str::from_utf8(&text[..len.unwrap_or(0)]).unwrap_or("")
 }
 
-fn field<'a>(pid: u32, name: &str, text: &'a mut [u8]) -> &'a str {
+pub fn field<'a>(pid: u32, name: &str, text: &'a mut [u8]) -> &'a str {
     let status = read_proc(pid, "status", text);
     status.lines().find_map(|line| line.strip_prefix(name)).map_or("", str::trim)
 }
