@@ -38,6 +38,9 @@
 // The sandbox is only lent, as to a report: it can be asked, but not waited for or killed.
 #define ASCETIC_E_LENT -8
 
+// Two things that the policy allows would together allow more than it says: `text` names both.
+#define ASCETIC_E_CONFLICT -9
+
 // The guest's stack is too small, or too large to map.
 #define ASCETIC_E_STACK -20
 
@@ -322,6 +325,9 @@ int ascetic_policy_default_errno(struct ascetic_policy *policy,
 // Allows what `rights` (ASCETIC_READ | ...) say with the folder at `path` and what is below it, other mounts excepted. The
 // path is absolute, without `.`, `..` and `//`. With no rights, all that may be known is that the folder itself is there: for
 // those on the way to other roots, which realpath() and its like look at.
+//
+// A root in another must allow all that the other does, and no more if that has ASCETIC_CREATE: anything else could not be
+// kept up, and is ASCETIC_E_CONFLICT.
 int ascetic_policy_root(struct ascetic_policy *policy,
                         const char *path,
                         uint32_t rights,
@@ -354,7 +360,8 @@ int ascetic_policy_option(struct ascetic_policy *policy,
                           uint32_t name,
                           struct ascetic_error *error);
 
-// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses, or none.
+// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses, or none. An address of AF_UNIX
+// below a root with ASCETIC_CREATE is ASCETIC_E_CONFLICT: the guest could have it lead elsewhere.
 int ascetic_policy_family(struct ascetic_policy *policy,
                           uint16_t family,
                           const struct ascetic_address *addresses,

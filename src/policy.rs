@@ -28,7 +28,8 @@ pub struct Rights(u8);
 
 impl Rights {
     /// Nothing but to know that a folder itself is there, and its attributes. For those on the way to other roots: what
-    /// resolves names by itself, as `realpath(3)` does, looks at each of them. Of a file, nothing.
+    /// resolves names by itself, as `realpath(3)` does, looks at each of them. Of a file, nothing. It takes nothing away: in a
+    /// root that allows more it cannot be ([`BadRoot::Nested`]).
     pub const NONE: Self = Self(0);
     /// Open for reading, list, look at attributes, follow links of the file system.
     pub const READ: Self = Self(1);
@@ -57,6 +58,11 @@ impl Rights {
 
 /// A folder, or one file, and what may be done with what is there. The folder is opened before the sandbox exists; what
 /// is mounted below it is not part of it and needs a root of its own.
+///
+/// Rights are those of names: what has names below several roots can be used by each as that root says. A root inside
+/// another can therefore only add rights, and only where the outer one does not let the guest bring other files to the
+/// inner one's name; a policy that says otherwise is not built ([`BadRoot::Nested`]). Names that lead to one place in ways
+/// that the text does not show (symbolic links in the path of a root, hard links, bind mounts) are the embedder's to know.
 #[derive(Clone, Copy, Debug)]
 pub struct Root<'a> {
     /// Its absolute path, as the guest names it.
@@ -153,7 +159,7 @@ impl<'a> Policy<'a> {
     ///
     /// # Panics
     ///
-    /// In a `const`, that is: does not compile. If the path is not such a path, or there are [`ROOTS`] already.
+    /// In a `const`, that is: does not compile. If a policy cannot have the root ([`BadRoot`]).
     pub const fn root(self, path: &'a CStr, rights: Rights) -> Self {
         unwrap_root(self.try_root(Root { path, rights, exact: false }))
     }
@@ -171,8 +177,8 @@ impl<'a> Policy<'a> {
     ///
     /// # Errors
     ///
-    /// If the path is not such a path, or there are [`ROOTS`] already.
-    pub const fn try_root(mut self, root: Root<'a>) -> Result<Self, BadRoot> {
+    /// Why the policy cannot have it.
+    pub const fn try_root(mut self, root: Root<'a>) -> Result<Self, BadRoot<'a>> {
         if let Err(error) = check_path(root.path.to_bytes()) {
             return Err(error);
         }
@@ -180,10 +186,29 @@ impl<'a> Policy<'a> {
             return Err(BadRoot::NotAFile);
         }
         let mut i = 0;
+        while i < FAMILIES {
+            if let Some(family) = &self.families[i] {
+                if let Some(redirect) = redirects(&root, family) {
+                    return Err(BadRoot::Redirects(redirect));
+                }
+            }
+            i += 1;
+        }
+        let mut i = 0;
         while i < ROOTS {
-            if self.roots[i].is_none() {
-                self.roots[i] = Some(root);
-                return Ok(self);
+            match &self.roots[i] {
+                None => {
+                    self.roots[i] = Some(root);
+                    return Ok(self);
+                }
+                Some(other) => {
+                    if let Some(bad) = nested(&root, other) {
+                        return Err(bad);
+                    }
+                    if let Some(bad) = nested(other, &root) {
+                        return Err(bad);
+                    }
+                }
             }
             i += 1;
         }
@@ -218,17 +243,49 @@ impl<'a> Policy<'a> {
     ///
     /// # Panics
     ///
-    /// If there are [`FAMILIES`] already.
-    pub const fn family(mut self, family: Family<'a>) -> Self {
+    /// In a `const`, that is: does not compile. If a policy cannot have the family ([`BadFamily`]).
+    pub const fn family(self, family: Family<'a>) -> Self {
+        match self.try_family(family) {
+            Ok(policy) => policy,
+            Err(error) => refuse_to_build(&error.parts()),
+        }
+    }
+
+    /// Like [`family`](Self::family), for policies that are not built at compile time.
+    ///
+    /// # Errors
+    ///
+    /// Why the policy cannot have it.
+    pub const fn try_family(mut self, family: Family<'a>) -> Result<Self, BadFamily<'a>> {
         let mut i = 0;
-        while i < FAMILIES {
-            if self.families[i].is_none() {
-                self.families[i] = Some(family);
-                return self;
+        while i < family.addresses.len() {
+            if family.addresses[i].is_empty() {
+                return Err(BadFamily::NoBytes);
             }
             i += 1;
         }
-        panic!("too many address families")
+        let mut i = 0;
+        while i < ROOTS {
+            if let Some(root) = &self.roots[i] {
+                if let Some(redirect) = redirects(root, &family) {
+                    return Err(BadFamily::Redirected(redirect));
+                }
+            }
+            i += 1;
+        }
+        let mut i = 0;
+        while i < FAMILIES {
+            match &self.families[i] {
+                None => {
+                    self.families[i] = Some(family);
+                    return Ok(self);
+                }
+                Some(other) if other.family == family.family => return Err(BadFamily::Twice),
+                Some(_) => {}
+            }
+            i += 1;
+        }
+        Err(BadFamily::TooMany)
     }
 
     /// Allows to set and to ask for a socket option (`level`, `name`) whose value has no pointers.
@@ -372,7 +429,7 @@ impl<'a> Policy<'a> {
     pub const fn direct(self, call: Sysno) -> Self {
         match self.try_direct(call) {
             Ok(policy) => policy,
-            Err(error) => refuse_to_build(error),
+            Err(error) => refuse_to_build(&error.parts()),
         }
     }
 
@@ -460,9 +517,15 @@ pub struct NotDirect {
     pub why: &'static str,
 }
 
+impl NotDirect {
+    const fn parts(&self) -> Parts<'static> {
+        [b"`", self.call.name().as_bytes(), b"` may not be a direct call: ", self.why.as_bytes(), b""]
+    }
+}
+
 impl core::fmt::Display for NotDirect {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "`{}` may not be a direct call: {}", self.call.name(), self.why)
+        write_parts(f, &self.parts())
     }
 }
 
@@ -470,7 +533,7 @@ impl core::error::Error for NotDirect {}
 
 /// A root that a policy cannot have: the embedder's mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadRoot {
+pub enum BadRoot<'a> {
     /// The path does not begin with `/`.
     NotAbsolute,
     /// The path has `.`, `..` or an empty part.
@@ -479,35 +542,196 @@ pub enum BadRoot {
     NotAFile,
     /// There are [`ROOTS`] already.
     TooMany,
+    /// Two roots, one inside the other or both the same, that no check could keep apart. What is below the outer one can be
+    /// reached by its rights in many ways (`..`, links, descriptors of folders, new names), so the inner one must allow all
+    /// that the outer one does. And where names can be created, any file below the outer one can get a name in the inner
+    /// one, which then must not allow more either.
+    Nested {
+        /// The outer root.
+        outer: &'a CStr,
+        /// The root inside it.
+        inner: &'a CStr,
+    },
+    /// The address of a socket is below the root.
+    Redirects(Redirect<'a>),
 }
 
-impl BadRoot {
-    const fn describe(self) -> &'static str {
+/// A family that a policy cannot have: the embedder's mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadFamily<'a> {
+    /// There are [`FAMILIES`] already.
+    TooMany,
+    /// The family is there already.
+    Twice,
+    /// An address of no bytes would allow all.
+    NoBytes,
+    /// An address is below a root.
+    Redirected(Redirect<'a>),
+}
+
+/// The address of an `AF_UNIX` socket that the guest may talk to, and a root where it may create names: a symbolic link or
+/// another file, put where the socket is, would let it talk to any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirect<'a> {
+    /// The root.
+    pub root: &'a CStr,
+    /// The path in the address, as far as the policy says it.
+    pub address: &'a [u8],
+}
+
+/// A message, in parts: in a `const` nothing can be formatted.
+type Parts<'a> = [&'a [u8]; 5];
+
+impl<'a> BadRoot<'a> {
+    const fn parts(&self) -> Parts<'a> {
         match self {
-            Self::NotAbsolute => "the path of a root must begin with /",
-            Self::NotPlain => "the path of a root must not have `.`, `..`, `//` or a `/` at its end",
-            Self::NotAFile => "the root folder is no file",
-            Self::TooMany => "a policy has 16 roots at most",
+            Self::NotAbsolute => just("the path of a root must begin with /"),
+            Self::NotPlain => just("the path of a root must not have `.`, `..`, `//` or a `/` at its end"),
+            Self::NotAFile => just("the root folder is no file"),
+            Self::TooMany => just("a policy has 16 roots at most"),
+            Self::Nested { outer, inner } => [
+                b"the root `",
+                inner.to_bytes(),
+                b"` is in the root `",
+                outer.to_bytes(),
+                b"`: it must allow what that does, and no more if that lets names be created",
+            ],
+            Self::Redirects(redirect) => redirect.parts(),
         }
     }
 }
 
-impl core::fmt::Display for BadRoot {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(self.describe())
+impl<'a> BadFamily<'a> {
+    const fn parts(&self) -> Parts<'a> {
+        match self {
+            Self::TooMany => just("a policy has 4 address families at most"),
+            Self::Twice => just("the address family is there twice"),
+            Self::NoBytes => just("an address of no bytes would allow all"),
+            Self::Redirected(redirect) => redirect.parts(),
+        }
     }
 }
 
-impl core::error::Error for BadRoot {}
+impl<'a> Redirect<'a> {
+    const fn parts(&self) -> Parts<'a> {
+        [
+            b"the socket address `",
+            self.address,
+            b"` is in the root `",
+            self.root.to_bytes(),
+            b"`, which lets names be created: the guest could have it lead to any socket",
+        ]
+    }
+}
 
-const fn unwrap_root<'a>(built: Result<Policy<'a>, BadRoot>) -> Policy<'a> {
+const fn just(text: &str) -> Parts<'_> {
+    [text.as_bytes(), b"", b"", b"", b""]
+}
+
+fn write_parts(f: &mut core::fmt::Formatter<'_>, parts: &[&[u8]]) -> core::fmt::Result {
+    // The path of a root may be anything.
+    parts.iter().try_for_each(|part| match core::str::from_utf8(part) {
+        Ok(text) if !text.contains(char::is_control) => f.write_str(text),
+        _ => write!(f, "{}", part.escape_ascii()),
+    })
+}
+
+impl core::fmt::Display for BadRoot<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write_parts(f, &self.parts())
+    }
+}
+
+impl core::fmt::Display for BadFamily<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write_parts(f, &self.parts())
+    }
+}
+
+impl core::fmt::Display for Redirect<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write_parts(f, &self.parts())
+    }
+}
+
+impl core::error::Error for BadRoot<'_> {}
+
+impl core::error::Error for BadFamily<'_> {}
+
+const fn unwrap_root<'a>(built: Result<Policy<'a>, BadRoot<'a>>) -> Policy<'a> {
     match built {
         Ok(policy) => policy,
-        Err(error) => panic!("{}", error.describe()),
+        Err(error) => refuse_to_build(&error.parts()),
     }
 }
 
-const fn check_path(path: &[u8]) -> Result<(), BadRoot> {
+/// What is wrong with `inner` if it is inside `outer`, as [`BadRoot::Nested`] says.
+const fn nested<'a>(inner: &Root<'a>, outer: &Root<'a>) -> Option<BadRoot<'a>> {
+    if !is_in(inner.path.to_bytes(), outer) {
+        return None;
+    }
+    let less = !inner.rights.has(outer.rights);
+    let more = !outer.rights.has(inner.rights);
+    if less || more && outer.rights.has(Rights::CREATE) {
+        return Some(BadRoot::Nested { outer: outer.path, inner: inner.path });
+    }
+    None
+}
+
+/// Whether a path is a root, or below it.
+const fn is_in(path: &[u8], root: &Root<'_>) -> bool {
+    let base = root.path.to_bytes();
+    let base = if base.len() == 1 { b"" } else { base };
+    begins(path, base) && (path.len() == base.len() || !root.exact && path[base.len()] == b'/')
+}
+
+const fn begins(text: &[u8], with: &[u8]) -> bool {
+    let mut i = 0;
+    while i < with.len() {
+        if i >= text.len() || text[i] != with[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+/// An address of the family that the guest could have lead elsewhere, because it may create names in the root.
+const fn redirects<'a>(root: &Root<'a>, family: &Family<'a>) -> Option<Redirect<'a>> {
+    const AF_UNIX: u16 = 1;
+    if family.family != AF_UNIX || !root.rights.has(Rights::CREATE) {
+        return None;
+    }
+    let mut i = 0;
+    while i < family.addresses.len() {
+        let (path, whole) = unix_path(family.addresses[i]);
+        // One that says nothing, or `/`, allows every path anyway.
+        let all = path.is_empty() || path.len() == 1 && path[0] == b'/';
+        // A path that ends with its zero is that path; one that does not may go on with what is below the root. Where one
+        // that is not plain leads, the text does not tell.
+        let below = is_in(path, root) || !whole && begins(root.path.to_bytes(), path);
+        if !all && (below || check_path(path).is_err()) {
+            return Some(Redirect { root: root.path, address: path });
+        }
+        i += 1;
+    }
+    None
+}
+
+/// The path in a `struct sockaddr_un`, and whether its end is there; no path if it is an abstract name.
+const fn unix_path(address: &[u8]) -> (&[u8], bool) {
+    if address.len() <= 2 {
+        return (b"", false);
+    }
+    let path = address.split_at(2).1;
+    let mut len = 0;
+    while len < path.len() && path[len] != 0 {
+        len += 1;
+    }
+    (path.split_at(len).0, len < path.len())
+}
+
+const fn check_path(path: &[u8]) -> Result<(), BadRoot<'static>> {
     if path.is_empty() || path[0] != b'/' {
         return Err(BadRoot::NotAbsolute);
     }
@@ -583,17 +807,15 @@ const fn check_errno(errno: u32) {
     assert!(errno >= 1 && errno <= ROW_ERRNO, "an errno is a number from 1 to 4095");
 }
 
-/// Says which call and why: the message of the compiler's error, which cannot format.
-const fn refuse_to_build(error: NotDirect) -> ! {
-    let mut text = [0u8; 192];
+/// Says what is wrong: the message of the compiler's error, which cannot format.
+const fn refuse_to_build(parts: &Parts<'_>) -> ! {
+    let mut text = [0u8; 512];
     let mut len = 0;
-    let parts = ["`", error.call.name(), "` may not be a direct call: ", error.why];
     let mut p = 0;
     while p < parts.len() {
-        let bytes = parts[p].as_bytes();
         let mut i = 0;
-        while i < bytes.len() && len < text.len() {
-            text[len] = bytes[i];
+        while i < parts[p].len() && len < text.len() {
+            text[len] = parts[p][i];
             len += 1;
             i += 1;
         }
@@ -601,7 +823,7 @@ const fn refuse_to_build(error: NotDirect) -> ! {
     }
     match core::str::from_utf8(text.split_at(len).0) {
         Ok(text) => panic!("{}", text),
-        Err(_) => panic!("this call may not be direct"),
+        Err(_) => panic!("a policy cannot have this"),
     }
 }
 
@@ -643,6 +865,85 @@ mod tests {
         assert_eq!(way.common_rights(), Rights::NONE);
         assert_eq!(way.clone().root(c"/a", both).common_rights(), both);
         assert_eq!(way.root(c"/a", both).file(c"/b", Rights::READ).common_rights(), Rights::READ);
+    }
+
+    #[test]
+    fn a_root_in_another_adds_rights_where_names_stay() {
+        use Rights as R;
+        let root = |path, rights, exact| Root { path, rights, exact };
+        let build = |a: Root<'static>, b: Root<'static>| {
+            let built = Policy::new().try_root(a).and_then(|policy| policy.try_root(b)).map(drop);
+            // In either order.
+            assert_eq!(Policy::new().try_root(b).and_then(|policy| policy.try_root(a)).map(drop), built);
+            built
+        };
+        let (rw, all) = (R::READ.and(R::WRITE), R::READ.and(R::WRITE).and(R::CREATE));
+        for exact in [false, true] {
+            let bad = Err(BadRoot::Nested { outer: c"/a", inner: c"/a/b" });
+            for (outer, inner, expected) in [
+                (R::READ, R::NONE, bad),
+                (rw, R::READ, bad),
+                (R::READ, R::WRITE, bad),
+                (all, rw, bad),
+                (R::READ.and(R::CREATE), all, bad),
+                (R::READ, R::READ, Ok(())),
+                (R::READ, all, Ok(())),
+                (all, all, Ok(())),
+                (R::NONE, R::READ, Ok(())),
+                (R::NONE, R::NONE, Ok(())),
+            ] {
+                let built = build(root(c"/a", outer, false), root(c"/a/b", inner, exact));
+                assert_eq!(built, expected, "{outer:?} {inner:?}");
+            }
+            // A neighbour whose name only begins so, and what is below a file, are not inside.
+            assert_eq!(build(root(c"/a", R::READ, false), root(c"/ab", R::NONE, exact)), Ok(()));
+            assert_eq!(build(root(c"/a", R::READ, true), root(c"/a/b", R::NONE, exact)), Ok(()));
+            let bad = Err(BadRoot::Nested { outer: c"/", inner: c"/b" });
+            assert_eq!(build(root(c"/", R::READ, false), root(c"/b", R::NONE, exact)), bad);
+        }
+        let twice = Policy::new().root(c"/a", R::READ).try_root(root(c"/a", rw, false)).map(drop).unwrap_err();
+        assert!(twice.to_string().contains("the root `/a` is in the root `/a`"), "{twice}");
+        let built = std::panic::catch_unwind(|| Policy::new().root(c"/a", R::READ).root(c"/a/b", R::NONE));
+        let message = *built.expect_err("it is nested").downcast::<String>().unwrap();
+        assert_eq!(message, BadRoot::Nested { outer: c"/a", inner: c"/a/b" }.to_string());
+    }
+
+    #[test]
+    fn a_socket_where_names_can_be_created_is_not_an_address() {
+        let root = |path, rights| Root { path, rights, exact: false };
+        let build = |root: Root<'static>, addresses: &'static [&'static [u8]]| {
+            let family = Family { family: 1, addresses };
+            let one = Policy::new().try_root(root).unwrap().try_family(family).map(drop);
+            let other = Policy::new().try_family(family).unwrap().try_root(root).map(drop);
+            match (one, other) {
+                (Ok(()), Ok(())) => None,
+                (Err(BadFamily::Redirected(a)), Err(BadRoot::Redirects(b))) if a == b => Some(a.address),
+                other => panic!("{other:?}"),
+            }
+        };
+        let run = root(c"/run", Rights::READ.and(Rights::CREATE));
+        assert_eq!(build(run, &[b"\x01\0/run/s\0"]), Some(&b"/run/s"[..]));
+        assert_eq!(build(run, &[b"\x01\0/running/s\0"]), None);
+        assert_eq!(build(run, &[b"\x01\0\0/run/s"]), None); // abstract
+        assert_eq!(build(run, &[b"\x01\0/ru"]), Some(&b"/ru"[..])); // begins so
+        assert_eq!(build(run, &[b"\x01\0/ru\0"]), None);
+        assert_eq!(build(run, &[b"\x01\0/x/../run/s\0"]), Some(&b"/x/../run/s"[..]));
+        assert_eq!(build(run, &[b"\x01\0s\0"]), Some(&b"s"[..]));
+        assert_eq!(build(run, &[b"\x01\0"]), None); // all there are
+        assert_eq!(build(run, &[b"\x01\0/"]), None);
+        assert_eq!(build(root(c"/run", Rights::READ.and(Rights::WRITE)), &[b"\x01\0/run/s\0"]), None);
+        assert_eq!(build(root(c"/", Rights::CREATE), &[b"\x01\0/run/s\0"]), Some(&b"/run/s"[..]));
+        assert_eq!(build(Root { exact: true, ..root(c"/s", Rights::CREATE) }, &[b"\x01\0/s\0"]), Some(&b"/s"[..]));
+        assert_eq!(build(Root { exact: true, ..root(c"/s", Rights::CREATE) }, &[b"\x01\0/s/t\0"]), None);
+        let family = |family, addresses| {
+            Policy::new()
+                .family(Family { family: 1, addresses: &[] })
+                .try_family(Family { family, addresses })
+                .map(drop)
+        };
+        assert_eq!(family(1, &[]), Err(BadFamily::Twice));
+        assert_eq!(family(2, &[b""]), Err(BadFamily::NoBytes));
+        assert_eq!(family(2, &[b"\x02"]), Ok(()));
     }
 
     #[test]

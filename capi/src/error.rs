@@ -3,7 +3,7 @@
 use core::ffi::{CStr, c_char};
 use core::fmt::{self, Write};
 use runtime::error::{self, Party};
-use runtime::policy::{BadRoot, NotDirect};
+use runtime::policy::{BadFamily, BadRoot, NotDirect, Redirect};
 
 /// An argument is NULL, or not one of the values that it may have.
 pub const ASCETIC_E_ARGUMENT: i32 = -1;
@@ -21,6 +21,8 @@ pub const ASCETIC_E_FULL: i32 = -6;
 pub const ASCETIC_E_IN_USE: i32 = -7;
 /// The sandbox is only lent, as to a report: it can be asked, but not waited for or killed.
 pub const ASCETIC_E_LENT: i32 = -8;
+/// Two things that the policy allows would together allow more than it says: `text` names both.
+pub const ASCETIC_E_CONFLICT: i32 = -9;
 
 /// The guest's stack is too small, or too large to map.
 pub const ASCETIC_E_STACK: i32 = -20;
@@ -87,7 +89,8 @@ pub(crate) enum Failure {
     Memory,
     NotDirect(NotDirect),
     NoCall,
-    Path(BadRoot),
+    Path(BadRoot<'static>),
+    Redirected(Redirect<'static>),
     Full(&'static str),
     InUse,
     Lent,
@@ -100,11 +103,23 @@ impl From<error::Error> for Failure {
     }
 }
 
-impl From<BadRoot> for Failure {
-    fn from(error: BadRoot) -> Self {
+impl From<BadRoot<'static>> for Failure {
+    fn from(error: BadRoot<'static>) -> Self {
         match error {
             BadRoot::TooMany => Self::Full("a policy has 16 roots at most"),
+            BadRoot::Redirects(redirect) => Self::Redirected(redirect),
             _ => Self::Path(error),
+        }
+    }
+}
+
+impl From<BadFamily<'static>> for Failure {
+    fn from(error: BadFamily<'static>) -> Self {
+        match error {
+            BadFamily::TooMany => Self::Full("a policy has 4 address families at most"),
+            BadFamily::Twice => Self::Argument("the policy has the address family already"),
+            BadFamily::NoBytes => Self::Argument("an address of no bytes would allow all"),
+            BadFamily::Redirected(redirect) => Self::Redirected(redirect),
         }
     }
 }
@@ -121,6 +136,7 @@ impl fmt::Display for Failure {
             Self::Argument(what) | Self::Full(what) => f.write_str(what),
             Self::NotDirect(error) => error.fmt(f),
             Self::Path(error) => error.fmt(f),
+            Self::Redirected(error) => error.fmt(f),
             Self::Runtime(error) => error.fmt(f),
             Self::Memory | Self::NoCall | Self::InUse | Self::Lent => {
                 f.write_str(describe(self.code()).to_str().unwrap_or_default())
@@ -137,6 +153,7 @@ impl Failure {
             Self::Memory => ASCETIC_E_MEMORY,
             Self::NotDirect(_) => ASCETIC_E_NOT_DIRECT,
             Self::NoCall => ASCETIC_E_NO_CALL,
+            Self::Path(BadRoot::Nested { .. }) | Self::Redirected(_) => ASCETIC_E_CONFLICT,
             Self::Path(_) => ASCETIC_E_PATH,
             Self::Full(_) => ASCETIC_E_FULL,
             Self::InUse => ASCETIC_E_IN_USE,
@@ -237,6 +254,7 @@ fn describe(code: i32) -> &'static CStr {
         ASCETIC_E_FULL => c"a list of the policy is full",
         ASCETIC_E_IN_USE => c"the policy is that of a sandbox, and cannot change any more",
         ASCETIC_E_LENT => c"the sandbox is only lent: it cannot be waited for, killed or freed",
+        ASCETIC_E_CONFLICT => c"two things that the policy allows would together allow more than it says",
         ASCETIC_E_STACK => c"the guest's stack is too small, or too large to map",
         ASCETIC_E_CLOSED_DESCRIPTOR => c"a descriptor to keep is not open",
         ASCETIC_E_CLOSED_CRASH_DESCRIPTOR => c"the descriptor for crash reports is not open",

@@ -4,7 +4,7 @@ use crate::error::{Error, Failure, tell};
 use crate::memory::{self, Blocks};
 use core::ffi::{c_char, c_int, c_long, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
-use runtime::policy::{self, FAMILIES, LIST, ROOTS, Rights};
+use runtime::policy::{self, LIST, ROOTS, Rights};
 use runtime::sys::Sysno;
 
 /// Open for reading, list, look at attributes.
@@ -27,7 +27,6 @@ const RIGHTS: [(u32, Rights); 4] = [
 pub struct Policy {
     pub(crate) policy: policy::Policy<'static>,
     /// How many of each list there are.
-    families: usize,
     options: usize,
     ioctls: usize,
     /// What the policy points to.
@@ -121,7 +120,6 @@ pub unsafe extern "C" fn ascetic_policy_new() -> *mut Policy {
     let Some(at) = memory::room::<Policy>() else { return core::ptr::null_mut() };
     let new = Policy {
         policy: policy::Policy::new(),
-        families: 0,
         options: 0,
         ioctls: 0,
         blocks: Blocks::new(),
@@ -244,6 +242,9 @@ unsafe fn add_root(policy: *mut Policy, path: *const c_char, rights: u32, exact:
 /// Allows what `rights` (ASCETIC_READ | ...) say with the folder at `path` and what is below it, other mounts excepted. The
 /// path is absolute, without `.`, `..` and `//`. With no rights, all that may be known is that the folder itself is there: for
 /// those on the way to other roots, which realpath() and its like look at.
+///
+/// A root in another must allow all that the other does, and no more if that has ASCETIC_CREATE: anything else could not be
+/// kept up, and is ASCETIC_E_CONFLICT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_root(
     policy: *mut Policy,
@@ -323,7 +324,8 @@ pub unsafe extern "C" fn ascetic_policy_option(policy: *mut Policy, level: u32, 
     unsafe { changing(policy, error, add) }
 }
 
-/// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses, or none.
+/// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses, or none. An address of AF_UNIX
+/// below a root with ASCETIC_CREATE is ASCETIC_E_CONFLICT: the guest could have it lead elsewhere.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_family(
     policy: *mut Policy,
@@ -335,9 +337,6 @@ pub unsafe extern "C" fn ascetic_policy_family(
     // SAFETY: the caller's.
     let addresses = unsafe { memory::slice(addresses, count) };
     let add = |policy: &mut Policy| {
-        if policy.families == FAMILIES {
-            return Err(Failure::Full("a policy has 4 address families at most"));
-        }
         let addresses = addresses.ok_or(Failure::Argument("the addresses are NULL"))?;
         let mut list: [&[u8]; LIST] = [&[]; LIST];
         let list = list.get_mut(..count).ok_or(Failure::Full("a family has 16 addresses at most"))?;
@@ -345,14 +344,11 @@ pub unsafe extern "C" fn ascetic_policy_family(
             // SAFETY: the caller's.
             let bytes = unsafe { memory::slice(address.bytes.cast(), address.len) };
             let bytes = bytes.ok_or(Failure::Argument("the bytes of an address are NULL"))?;
-            if bytes.is_empty() {
-                return Err(Failure::Argument("an address of no bytes would allow all"));
-            }
             *to = policy.blocks.slice(bytes).ok_or(Failure::Memory)?;
         }
         let addresses = policy.blocks.slice(list).ok_or(Failure::Memory)?;
-        policy.families += 1;
-        policy.change(|policy| policy.family(policy::Family { family, addresses }))
+        policy.policy = policy.policy.clone().try_family(policy::Family { family, addresses })?;
+        Ok(())
     };
     // SAFETY: the caller's.
     unsafe { changing(policy, error, add) }

@@ -67,8 +67,8 @@ static void remember(const ascetic_refusal *refusal, void *user)
 
 static void policies(void)
 {
-    ascetic_policy *policy = ascetic_policy_new();
-    ascetic_address address = {"\2\0\0\120", 4}, empty = {"", 0};
+    ascetic_policy *policy = ascetic_policy_new(), *other = ascetic_policy_new();
+    ascetic_address address = {"\2\0\0\120", 4}, empty = {"", 0}, below = {"\1\0/etc/socket", 14};
     ascetic_limits limits = {4, 64, 1 << 20, 1000};
 
     CHECK(ascetic_policy_default_errno(policy, EPERM, &error) == 0);
@@ -88,9 +88,15 @@ static void policies(void)
     CHECK(ascetic_policy_root(policy, "etc", ASCETIC_READ, &error) == ASCETIC_E_PATH);
     CHECK(ascetic_policy_root(policy, "/etc", 16, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_file(policy, "/", ASCETIC_READ, &error) == ASCETIC_E_PATH);
+    CHECK(ascetic_policy_root(other, "/etc", ASCETIC_READ | ASCETIC_CREATE, &error) == 0);
+    CHECK(ascetic_policy_root(other, "/etc/hidden", 0, &error) == ASCETIC_E_CONFLICT);
+    CHECK(strstr(error.text, "`/etc/hidden` is in the root `/etc`"));
+    CHECK(ascetic_policy_family(other, 1, &below, 1, &error) == ASCETIC_E_CONFLICT);
+    CHECK(strstr(error.text, "`/etc/socket` is in the root `/etc`") && error.party == ASCETIC_PARTY_EMBEDDER);
+    ascetic_policy_free(other);
     for (int i = 0; i < 16; i++)
         CHECK(ascetic_policy_root(policy, "/etc", ASCETIC_READ | ASCETIC_EXECUTE, &error) == 0);
-    CHECK(ascetic_policy_file(policy, "/etc/passwd", ASCETIC_READ, &error) == ASCETIC_E_FULL);
+    CHECK(ascetic_policy_file(policy, "/mnt/passwd", ASCETIC_READ, &error) == ASCETIC_E_FULL);
     CHECK(ascetic_policy_no_links(policy, &error) == 0 && ascetic_policy_memory(policy, &error) == 0);
     CHECK(ascetic_policy_executable(policy, &error) == 0 && ascetic_policy_w_xor_x(policy, &error) == 0);
     CHECK(ascetic_policy_signals(policy, &error) == 0);
@@ -103,9 +109,10 @@ static void policies(void)
     CHECK(ascetic_policy_family(policy, 2, &empty, 1, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_family(policy, 2, NULL, 1, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_family(policy, 1, NULL, 0, &error) == 0);
-    for (int i = 0; i < 3; i++)
-        CHECK(ascetic_policy_family(policy, 2, &address, 1, &error) == 0);
-    CHECK(ascetic_policy_family(policy, 2, &address, 1, &error) == ASCETIC_E_FULL);
+    for (int i = 2; i < 5; i++)
+        CHECK(ascetic_policy_family(policy, i, &address, 1, &error) == 0);
+    CHECK(ascetic_policy_family(policy, 2, &address, 1, &error) == ASCETIC_E_ARGUMENT);
+    CHECK(ascetic_policy_family(policy, 5, &address, 1, &error) == ASCETIC_E_FULL);
     CHECK(ascetic_policy_limits(policy, &limits, &error) == 0 && ascetic_policy_threads(policy, 256, &error) == 0);
     CHECK(ascetic_policy_threads(policy, 257, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_limits(policy, NULL, &error) == ASCETIC_E_ARGUMENT);

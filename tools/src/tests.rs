@@ -252,6 +252,24 @@ const BAD: &[(&str, usize, usize, &str)] = &[
     ("[[root]]\npath = '/a'\nrights = 'read'", 3, 10, "expected an array of rights"),
     ("[[root]]\npath = '/a'\nrights = ['read', 'read']", 3, 19, "is there twice"),
     ("[[root]]\npath = '/a'\nrights = []\n[[file]]\npath = '/a'\nrights = []", 5, 8, "is there twice"),
+    (
+        "[[root]]\npath = '/a/b'\nrights = []\n[[root]]\npath = '/a'\nrights = ['read']",
+        5,
+        8,
+        "the root `/a/b` is in the root `/a`: it must allow what that does",
+    ),
+    (
+        "[[root]]\npath = '/a'\nrights = ['create']\n[[file]]\npath = '/a/b'\nrights = ['create', 'read']",
+        5,
+        8,
+        "the root `/a/b` is in the root `/a`",
+    ),
+    (
+        "[[root]]\npath = '/run'\nrights = ['create']\n[sockets]\nunix = ['/var/s', '/run/s']",
+        5,
+        19,
+        "the socket address `/run/s` is in the root `/run`, which lets names be created",
+    ),
     // What has no effect.
     ("no_links = true", 1, 1, "has no effect without [[root]] or [[file]]"),
     ("executable = true", 1, 1, "has no effect without memory = true"),

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use ascetic::abi::{PAIRS, ROW_ALLOW};
 use ascetic::direct::DIRECT;
-use ascetic::policy::{BadRoot, FAMILIES, Family, LIST, Limits, Policy, ROOTS, Rights, Root};
+use ascetic::policy::{BadRoot, FAMILIES, Family, LIST, Limits, Policy, Rights, Root};
 use ascetic::sys::{Errno, Sysno};
 use toml::de::DeTable;
 
@@ -127,7 +127,7 @@ impl<'a> Text<'a> {
 
     /// None of the builder's panics can happen: what they are about was checked when the text was read.
     fn build<'p>(&'p self, lists: &'p [Vec<&'p [u8]>]) -> Policy<'p> {
-        let mut policy = Policy::new();
+        let mut policy = self.with_roots();
         if let Some(errno) = self.default_errno {
             policy = policy.default_errno(errno);
         }
@@ -139,9 +139,6 @@ impl<'a> Text<'a> {
         }
         for (call, errno) in &self.refuse {
             policy = policy.refuse(*call, *errno);
-        }
-        for (path, rights, exact) in &self.roots {
-            policy = if *exact { policy.file(path, *rights) } else { policy.root(path, *rights) };
         }
         if self.no_links {
             policy = policy.no_links();
@@ -305,16 +302,26 @@ impl<'a> Text<'a> {
         let Some((value, name)) = path.and_then(|value| Some((value, reader.string(value, "a path")?))) else { return };
         let Ok(path) = CString::new(name) else { return reader.wrong(value.span(), "a path has no zero byte") };
         let rights = rights.unwrap_or(Rights::NONE);
-        if let Err(error) = Policy::new().try_root(Root { path: &path, rights, exact }) {
-            return reader.wrong(value.span(), error);
-        }
         if self.roots.iter().any(|(known, ..)| *known == path) {
             return reader.wrong(value.span(), "is there twice");
         }
-        if self.roots.len() == ROOTS {
-            return reader.wrong(value.span(), format_args!("one too many: {}", BadRoot::TooMany));
+        match self.with_roots().try_root(Root { path: &path, rights, exact }) {
+            Ok(_) => {}
+            Err(BadRoot::TooMany) => {
+                return reader.wrong(value.span(), format_args!("one too many: {}", BadRoot::TooMany));
+            }
+            Err(error) => return reader.wrong(value.span(), error),
         }
         self.roots.push((path, rights, exact));
+    }
+
+    /// The roots that were read, as a policy.
+    fn with_roots(&self) -> Policy<'_> {
+        let mut policy = Policy::new();
+        for (path, rights, exact) in &self.roots {
+            policy = if *exact { policy.file(path, *rights) } else { policy.root(path, *rights) };
+        }
+        policy
     }
 
     fn family(&mut self, reader: &mut Reader<'_>, key: &Key<'_>, value: &Value<'_>) {
@@ -336,6 +343,11 @@ impl<'a> Text<'a> {
             let Some(written) = reader.string(value, "an address") else { continue };
             match address::parse(family, written) {
                 Ok(bytes) => {
+                    let family = Family { family, addresses: &[&bytes] };
+                    if let Err(error) = self.with_roots().try_family(family) {
+                        reader.wrong(value.span(), error);
+                        continue;
+                    }
                     sockets.written.push(written.to_owned());
                     reader.add(&mut sockets.addresses, bytes, value.span(), usize::MAX, "addresses");
                 }

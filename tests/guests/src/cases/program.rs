@@ -3,7 +3,7 @@
 //! forbidden neighbour.
 
 use super::*;
-use ascetic::policy::{Family, Rights, Root};
+use ascetic::policy::{BadRoot, Family, Rights, Root};
 use ascetic::sys::{self, Errno};
 use ascetic::untrusted;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     case("program_files", || both(files)),
     case("program_files_outside", || both(outside)),
     case("program_files_way", || both(way)),
+    case("program_files_nested", || both(nested)),
     case("program_files_changes", || both(changes)),
     case("program_files_read_only", || both(read_only)),
     case("program_files_without_roots", || both(no_roots)),
@@ -294,6 +295,41 @@ fn way() {
     let policy = policy.try_root(Root { path: way.as_c(), rights: Rights::NONE, exact: false }).unwrap();
     let policy = policy.try_root(Root { path: root.as_c(), rights: Rights::READ, exact: false }).unwrap();
     must_exit(&program(&policy), guest, 0, 0);
+}
+
+/// A root in another allows more by its own name only; one that would allow less is not built.
+fn nested() {
+    extern "C" fn guest(_: usize) -> i32 {
+        must!(open("in/sub/file", RW), Ok(_));
+        must!(one_path(Sysno::mkdir, "in/sub/new", [0o755, 0]), Ok(0));
+        must!(open("in/file", 0), Ok(_));
+        must!(open("in/file", RW), Err(Errno::EACCES));
+        // By way of the other, one is below that.
+        must!(open("in/sub/../file", RW), Err(Errno::EXDEV));
+        must!(open("in/other/../sub/file", RW), Err(Errno::EACCES));
+        must!(open("in/other/../sub/file", 0), Ok(_));
+        must!(two_paths(Sysno::rename, "in/file", "in/sub/mine"), Err(Errno::EACCES));
+        must!(two_paths(Sysno::rename, "in/sub/file", "in/mine"), Err(Errno::EACCES));
+        must!(two_paths(Sysno::symlink, "../file", "in/sub/symbolic"), Ok(0));
+        must!(open("in/sub/symbolic", RW), Err(Errno::EXDEV));
+        0
+    }
+    let scratch = Scratch::new();
+    scratch.folder("in");
+    scratch.folder("in/sub");
+    scratch.folder("in/other");
+    scratch.file("in/file", b"outer");
+    scratch.file("in/sub/file", b"inner");
+    let (outer, inner) = (path("in"), path("in/sub"));
+    let build = |a, b| {
+        let policy = DIRECT.clone().try_root(Root { path: outer.as_c(), rights: a, exact: false }).unwrap();
+        policy.try_root(Root { path: inner.as_c(), rights: b, exact: false })
+    };
+    must_exit(&program(&build(Rights::READ, ALL).unwrap()), guest, 0, 0);
+    let bad = BadRoot::Nested { outer: outer.as_c(), inner: inner.as_c() };
+    for (a, b) in [(Rights::READ, Rights::NONE), (ALL, Rights::READ), (Rights::CREATE, ALL)] {
+        check!(build(a, b).map(drop) == Err(bad), "{a:?} {b:?}");
+    }
 }
 
 fn changes() {
