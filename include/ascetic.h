@@ -310,14 +310,14 @@ int ascetic_policy_direct(struct ascetic_policy *policy,
 // ascetic_policy_direct() by the call's name, as "getppid".
 int ascetic_policy_direct_name(struct ascetic_policy *policy, const char *name, struct ascetic_error *error);
 
-// Refuses a call with an errno of its own (1 to 4095).
+// Refuses a call with an errno of its own (1 to 4095), whatever else allows it.
 int ascetic_policy_refuse(struct ascetic_policy *policy,
                           long call,
                           uint32_t sys_errno,
                           struct ascetic_error *error);
 
 // Refuses what is not allowed with this errno (1 to 4095) instead of ENOSYS, but for calls that a libc can do without when
-// they are ENOSYS. Say it first.
+// they are ENOSYS, and for those that are refused by name.
 int ascetic_policy_default_errno(struct ascetic_policy *policy,
                                  uint32_t sys_errno,
                                  struct ascetic_error *error);

@@ -13,7 +13,8 @@
 //! ```
 
 use crate::abi::{
-    FUTEX_OPS, NR_TOKEN, PAIRS, ROW_ALLOW, ROW_ERRNO, ROW_FDS, ROW_FUTEX, ROW_SMALL, ROW_TOKEN, SMALL, TABLE_LEN,
+    FUTEX_OPS, NR_TOKEN, PAIRS, ROW_ALLOW, ROW_ERRNO, ROW_FDS, ROW_FUTEX, ROW_REFUSED, ROW_SMALL, ROW_TOKEN, SMALL,
+    TABLE_LEN,
 };
 use crate::direct::{DIRECT, ORDINARY, why_not};
 use crate::sys::{EBADF, EFAULT, EINVAL, ENOSYS, FUTEX_CMD_MASK, Sysno};
@@ -145,11 +146,14 @@ impl<'a> Policy<'a> {
     }
 
     /// Allows in the direct lane what an ordinary program's libc needs besides files, memory and threads: time, bytes
-    /// through descriptors that the guest holds anyway, new descriptors of kinds that reach nobody else, its own ids.
+    /// through descriptors that the guest holds anyway, new descriptors of kinds that reach nobody else, its own ids. Not what
+    /// is [refused](Self::refuse) by name, before or after.
     pub const fn ordinary(mut self) -> Self {
         let mut i = 0;
         while i < ORDINARY.len() {
-            self = self.direct(ORDINARY[i]);
+            if !self.refuses(ORDINARY[i] as u32) {
+                self = self.direct(ORDINARY[i]);
+            }
             i += 1;
         }
         self
@@ -406,13 +410,13 @@ impl<'a> Policy<'a> {
         self.limits
     }
 
-    /// Refuses calls that are not mentioned otherwise with this `errno` (1 to 4095) instead, but for those that a libc
-    /// tries first and does without when they are `ENOSYS`. Say it first.
+    /// Refuses calls that nothing allows, and nothing refuses by name, with this `errno` (1 to 4095) instead of `ENOSYS`, but
+    /// for those that a libc tries first and does without when they are `ENOSYS`.
     pub const fn default_errno(mut self, errno: u32) -> Self {
         check_errno(errno);
         let mut nr = 0;
         while nr < NR_TOKEN as usize {
-            if self.rows[nr] & ROW_ALLOW == 0 && !falls_back(nr) {
+            if self.rows[nr] & (ROW_ALLOW | ROW_REFUSED) == 0 && !falls_back(nr) {
                 self.rows[nr] = errno;
             }
             nr += 1;
@@ -425,7 +429,8 @@ impl<'a> Policy<'a> {
     ///
     /// # Panics
     ///
-    /// In a `const`, that is: does not compile. If the call is not on the [list](crate::direct::DIRECT).
+    /// In a `const`, that is: does not compile. If the call is not on the [list](crate::direct::DIRECT), or was
+    /// [refused](Self::refuse).
     pub const fn direct(self, call: Sysno) -> Self {
         match self.try_direct(call) {
             Ok(policy) => policy,
@@ -437,8 +442,11 @@ impl<'a> Policy<'a> {
     ///
     /// # Errors
     ///
-    /// If the call is not on the [list](crate::direct::DIRECT).
+    /// If the call is not on the [list](crate::direct::DIRECT), or was [refused](Self::refuse).
     pub const fn try_direct(mut self, call: Sysno) -> Result<Self, NotDirect> {
+        if self.refuses(call as u32) {
+            return Err(NotDirect { call, why: "the policy refuses it by name" });
+        }
         let mut i = 0;
         while i < DIRECT.len() {
             if DIRECT[i].call as usize == call as usize {
@@ -450,11 +458,19 @@ impl<'a> Policy<'a> {
         Err(NotDirect { call, why: why_not(call) })
     }
 
-    /// Refuses a call with an `errno` of its own (1 to 4095).
+    /// Refuses a call with an `errno` of its own (1 to 4095), whatever else allows it: roots, memory, threads and all the
+    /// rest. Another call that does the same is another call (`open` and `openat`). What the runtime answers in the guest
+    /// itself (`getpid`, `gettid`, `set_tid_address`, `set_robust_list`, `rseq`, and what strict mode leaves it) is not asked
+    /// for.
     pub const fn refuse(mut self, call: Sysno, errno: u32) -> Self {
         check_errno(errno);
-        self.rows[call as usize] = errno;
+        self.rows[call as usize] = ROW_REFUSED | errno;
         self
+    }
+
+    /// Whether a call is refused by name.
+    pub const fn refuses(&self, nr: u32) -> bool {
+        (nr as usize) < TABLE_LEN && self.rows[nr as usize] & ROW_REFUSED != 0
     }
 
     /// The table, as T reads it.
@@ -856,6 +872,18 @@ mod tests {
             let error = Policy::new().try_direct(call).expect_err("it is not listed");
             assert_eq!(message, error.to_string());
         }
+    }
+
+    #[test]
+    fn what_is_refused_by_name_is_refused_in_any_order() {
+        let after = Policy::new().ordinary().default_errno(1).refuse(Sysno::getrandom, 2);
+        let before = Policy::new().refuse(Sysno::getrandom, 2).default_errno(1).ordinary();
+        assert_eq!(after.rows(), before.rows());
+        assert_eq!(after.decide(&BOUNDS, Sysno::getrandom as u32, &[0; 6]), Decision::Ask(2));
+        assert!(after.refuses(Sysno::getrandom as u32) && !after.refuses(Sysno::getppid as u32));
+        assert!(!after.refuses(NR_TOKEN) && !after.refuses(u32::MAX));
+        let error = before.try_direct(Sysno::getrandom).map(drop).unwrap_err();
+        assert!(error.to_string().ends_with("the policy refuses it by name"), "{error}");
     }
 
     #[test]

@@ -179,7 +179,7 @@ pub unsafe extern "C" fn ascetic_policy_direct_name(
 
 const BAD_ERRNO: Failure = Failure::Argument("an errno is one of 1 to 4095");
 
-/// Refuses a call with an errno of its own (1 to 4095).
+/// Refuses a call with an errno of its own (1 to 4095), whatever else allows it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_refuse(
     policy: *mut Policy,
@@ -199,7 +199,7 @@ pub unsafe extern "C" fn ascetic_policy_refuse(
 }
 
 /// Refuses what is not allowed with this errno (1 to 4095) instead of ENOSYS, but for calls that a libc can do without when
-/// they are ENOSYS. Say it first.
+/// they are ENOSYS, and for those that are refused by name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_default_errno(policy: *mut Policy, sys_errno: u32, error: *mut Error) -> c_int {
     let refuse = |policy: &mut Policy| {

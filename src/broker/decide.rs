@@ -219,6 +219,9 @@ impl<'a> Case<'_, 'a, '_, '_> {
             Decision::Token => return Err(refuse(Errno::ESTALE, "the token is not valid")),
             Decision::Allow => return Err(refuse(Errno::EAGAIN, "the request changed while it was made")),
         };
+        if self.view.policy.refuses(nr) {
+            return Err(Refusal { errno, rule: "the policy refuses the call by name" });
+        }
         let unknown = Refusal { errno, rule: "no rule allows the call with these arguments" };
         if nr == NR_TOKEN {
             return Err(unknown);

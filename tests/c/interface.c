@@ -84,6 +84,7 @@ static void policies(void)
     CHECK(ascetic_policy_direct_name(policy, NULL, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_refuse(policy, SYS_uname, EPERM, &error) == 0);
     CHECK(ascetic_policy_refuse(policy, SYS_uname, 4096, &error) == ASCETIC_E_ARGUMENT);
+    CHECK(ascetic_policy_direct(policy, SYS_uname, &error) == ASCETIC_E_NOT_DIRECT && strstr(error.text, "by name"));
     CHECK(ascetic_policy_root(policy, "/usr/../etc", ASCETIC_READ, &error) == ASCETIC_E_PATH);
     CHECK(ascetic_policy_root(policy, "etc", ASCETIC_READ, &error) == ASCETIC_E_PATH);
     CHECK(ascetic_policy_root(policy, "/etc", 16, &error) == ASCETIC_E_ARGUMENT);

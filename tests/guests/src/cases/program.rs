@@ -25,6 +25,7 @@ pub const CASES: &[Case] = &[
     case("program_ioctl_and_fcntl", || both(ioctl_and_fcntl)),
     case("program_other_bytes", || both(other_bytes)),
     case("program_fallbacks", || both(fallbacks)),
+    case("program_refused_by_name", || both(by_name)),
     case("program_ids", || both(ids)),
     case("program_exit_status", || status(123)),
     case("program_refusals_are_recorded", refusals),
@@ -708,6 +709,50 @@ fn fallbacks() {
     }
     let policy = Policy::new().default_errno(1).direct(Sysno::write);
     must_exit(&program(&policy), guest, 0, 0);
+}
+
+/// What a policy refuses by name, nothing else of it allows; the calls beside it are allowed as before.
+fn by_name() {
+    extern "C" fn guest(_: usize) -> i32 {
+        let mut stat = [0u8; 256];
+        let (at, map) = (stat.as_mut_ptr() as usize, freestanding::files::MMAP);
+        // SAFETY: refused, or the guest's own memory.
+        unsafe {
+            must!(one_path(Sysno::unlink, "in/file", [0; 2]), Err(Errno::EROFS));
+            must!(one_path(Sysno::rmdir, "in/folder", [0; 2]), Ok(0));
+            must!(one_path(freestanding::files::STAT[1], "in/file", [at, 0]), Err(Errno::EROFS));
+            must!(one_path(freestanding::files::STAT[0], "in/file", [at, 0]), Ok(0));
+            must!(open("in/file", RW), Ok(_));
+            let page = c(map, [0, 0x1000, 3, 0x22, usize::MAX, 0]).unwrap();
+            must!(c(Sysno::mprotect, [page, 0x1000, 1]), Err(Errno::EROFS));
+            must!(c(Sysno::munmap, [page, 0x1000]), Ok(0));
+            must!(c(Sysno::socketpair, [1, 1, 0, at]), Err(Errno::EROFS));
+            must!(c(Sysno::ioctl, [1, 0x541b, at]), Err(Errno::EROFS));
+            must!(c(Sysno::tgkill, [0, 0, 0]), Err(Errno::EROFS));
+            must!(c(Sysno::tkill, [0, 0]), Ok(0));
+            must!(c(Sysno::getppid, []), Err(Errno::EROFS));
+            must!(c(Sysno::sched_yield, []), Ok(0));
+        }
+        0
+    }
+    const EROFS: u32 = 30;
+    let scratch = Scratch::new();
+    scratch.folder("in");
+    scratch.folder("in/folder");
+    scratch.file("in/file", b"inside");
+    let root = path("in");
+    let policy = DIRECT.clone().memory().signals().ioctl(0x541b).family(Family { family: 1, addresses: &[] });
+    let mut policy = policy.try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let by_link = freestanding::files::STAT[1];
+    for call in
+        [Sysno::unlink, by_link, Sysno::mprotect, Sysno::socketpair, Sysno::ioctl, Sysno::tgkill, Sysno::getppid]
+    {
+        policy = policy.refuse(call, EROFS);
+    }
+    let mut sandbox = spawn(&program(&policy), guest, 0);
+    check!(sandbox.wait(Some(PATIENCE)).guest == Status::Exited(0));
+    let (mut log, total) = sandbox.refusals();
+    check!(total == 7 && log.all(|refused| refused.rule.contains("by name")), "{total}");
 }
 
 fn ids() {
