@@ -360,12 +360,25 @@ int ascetic_policy_option(struct ascetic_policy *policy,
                           uint32_t name,
                           struct ascetic_error *error);
 
-// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses, or none. An address of AF_UNIX
+// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses. With none, only what
+// socketpair() makes and what the guest keeps is of use. An address of AF_UNIX
 // below a root with ASCETIC_CREATE is ASCETIC_E_CONFLICT: the guest could have it lead elsewhere.
 int ascetic_policy_family(struct ascetic_policy *policy,
                           uint16_t family,
                           const struct ascetic_address *addresses,
                           size_t count,
+                          struct ascetic_error *error);
+
+// Allows sockets of a protocol beside the family's usual ones: TCP streams and UDP datagrams of AF_INET and AF_INET6, 0 of
+// all other families.
+int ascetic_policy_protocol(struct ascetic_policy *policy,
+                            uint16_t family,
+                            uint32_t protocol,
+                            struct ascetic_error *error);
+
+// Allows sockets to listen, whatever their family. One of AF_INET or AF_INET6 that was not bound listens at all addresses of
+// the machine, at a port that the kernel chooses.
+int ascetic_policy_listen(struct ascetic_policy *policy,
                           struct ascetic_error *error);
 
 // Allows the guest to send signals to its own threads.

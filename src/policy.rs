@@ -83,7 +83,9 @@ pub struct Family<'a> {
     /// `AF_*`
     pub family: u16,
     /// The addresses (`struct sockaddr_*` from its first byte on, as many bytes as matter) that it may connect to, bind and
-    /// send to; empty for none, so that only `socketpair` and descriptors that it was given are of use.
+    /// send to. Empty for none: then there is no `socket` of the family, which can reach others without an address, and only
+    /// `socketpair` (of `AF_UNIX`) and descriptors that it was given are of use. A datagram socket that has sent has a port of
+    /// its own, and gets what anybody sends there.
     pub addresses: &'a [&'a [u8]],
 }
 
@@ -117,6 +119,8 @@ pub struct Policy<'a> {
     exec: bool,
     w_xor_x: bool,
     families: [Option<Family<'a>>; FAMILIES],
+    protocols: [Option<(u16, u32)>; LIST],
+    listen: bool,
     options: [Option<(u32, u32)>; LIST],
     ioctls: [Option<u32>; LIST],
     signals: bool,
@@ -136,6 +140,8 @@ impl<'a> Policy<'a> {
             exec: false,
             w_xor_x: false,
             families: [None; FAMILIES],
+            protocols: [None; LIST],
+            listen: false,
             options: [None; LIST],
             ioctls: [None; LIST],
             signals: false,
@@ -292,6 +298,31 @@ impl<'a> Policy<'a> {
         Err(BadFamily::TooMany)
     }
 
+    /// Allows sockets of a protocol (`IPPROTO_*`, `NETLINK_*`, …) beside the family's usual ones: TCP streams and UDP datagrams
+    /// of `AF_INET` and `AF_INET6`, 0 of all other families.
+    ///
+    /// # Panics
+    ///
+    /// If there are [`LIST`] already.
+    pub const fn protocol(mut self, family: u16, protocol: u32) -> Self {
+        let mut i = 0;
+        while i < LIST {
+            if self.protocols[i].is_none() {
+                self.protocols[i] = Some((family, protocol));
+                return self;
+            }
+            i += 1;
+        }
+        panic!("too many protocols")
+    }
+
+    /// Allows sockets to listen, whatever their family: a descriptor does not say of which it is. One of an internet family
+    /// that was not bound before listens at all addresses of the machine, at a port that the kernel chooses.
+    pub const fn listen(mut self) -> Self {
+        self.listen = true;
+        self
+    }
+
     /// Allows to set and to ask for a socket option (`level`, `name`) whose value has no pointers.
     ///
     /// # Panics
@@ -392,6 +423,26 @@ impl<'a> Policy<'a> {
     /// Whether any family is allowed.
     pub fn has_sockets(&self) -> bool {
         self.families[0].is_some()
+    }
+    /// Whether a socket of this family, type (`SOCK_*` without flags) and protocol may be made.
+    pub fn allows_protocol(&self, family: u16, kind: u32, protocol: u32) -> bool {
+        const INET: u16 = 2;
+        const INET6: u16 = 10;
+        const STREAM: u32 = 1;
+        const DATAGRAM: u32 = 2;
+        const TCP: u32 = 6;
+        const UDP: u32 = 17;
+        let usual = match (family, kind) {
+            (INET | INET6, STREAM) => matches!(protocol, 0 | TCP),
+            (INET | INET6, DATAGRAM) => matches!(protocol, 0 | UDP),
+            (INET | INET6, _) => false, // 0 is SCTP
+            _ => protocol == 0,
+        };
+        usual || self.protocols.contains(&Some((family, protocol)))
+    }
+    /// Whether sockets may listen.
+    pub fn listens(&self) -> bool {
+        self.listen
     }
     /// Whether a socket option is allowed.
     pub fn allows_option(&self, level: u32, name: u32) -> bool {
@@ -972,6 +1023,22 @@ mod tests {
         assert_eq!(family(1, &[]), Err(BadFamily::Twice));
         assert_eq!(family(2, &[b""]), Err(BadFamily::NoBytes));
         assert_eq!(family(2, &[b"\x02"]), Ok(()));
+    }
+
+    #[test]
+    fn protocols_are_the_usual_ones_and_those_that_are_listed() {
+        let policy = Policy::new().protocol(16, 15).protocol(2, 132);
+        for family in [2, 10] {
+            for (kind, protocol) in [(1, 0), (1, 6), (2, 0), (2, 17)] {
+                assert!(policy.allows_protocol(family, kind, protocol), "{family} {kind} {protocol}");
+            }
+            for (kind, protocol) in [(1, 17), (1, 262), (2, 1), (2, 6), (2, 136), (5, 0), (5, 6)] {
+                assert!(!policy.allows_protocol(family, kind, protocol), "{family} {kind} {protocol}");
+            }
+        }
+        assert!(policy.allows_protocol(2, 5, 132) && !policy.allows_protocol(10, 5, 132));
+        assert!(policy.allows_protocol(16, 2, 15) && !policy.allows_protocol(16, 2, 9));
+        assert!(policy.allows_protocol(1, 5, 0) && !policy.allows_protocol(1, 1, 1));
     }
 
     #[test]

@@ -27,6 +27,7 @@ const RIGHTS: [(u32, Rights); 4] = [
 pub struct Policy {
     pub(crate) policy: policy::Policy<'static>,
     /// How many of each list there are.
+    protocols: usize,
     options: usize,
     ioctls: usize,
     /// What the policy points to.
@@ -120,6 +121,7 @@ pub unsafe extern "C" fn ascetic_policy_new() -> *mut Policy {
     let Some(at) = memory::room::<Policy>() else { return core::ptr::null_mut() };
     let new = Policy {
         policy: policy::Policy::new(),
+        protocols: 0,
         options: 0,
         ioctls: 0,
         blocks: Blocks::new(),
@@ -324,7 +326,8 @@ pub unsafe extern "C" fn ascetic_policy_option(policy: *mut Policy, level: u32, 
     unsafe { changing(policy, error, add) }
 }
 
-/// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses, or none. An address of AF_UNIX
+/// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses. With none, only what
+/// socketpair() makes and what the guest keeps is of use. An address of AF_UNIX
 /// below a root with ASCETIC_CREATE is ASCETIC_E_CONFLICT: the guest could have it lead elsewhere.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_family(
@@ -352,6 +355,34 @@ pub unsafe extern "C" fn ascetic_policy_family(
     };
     // SAFETY: the caller's.
     unsafe { changing(policy, error, add) }
+}
+
+/// Allows sockets of a protocol beside the family's usual ones: TCP streams and UDP datagrams of AF_INET and AF_INET6, 0 of
+/// all other families.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_protocol(
+    policy: *mut Policy,
+    family: u16,
+    protocol: u32,
+    error: *mut Error,
+) -> c_int {
+    let add = |policy: &mut Policy| {
+        if policy.protocols == LIST {
+            return Err(Failure::Full("a policy has 16 protocols at most"));
+        }
+        policy.protocols += 1;
+        policy.change(|policy| policy.protocol(family, protocol))
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, add) }
+}
+
+/// Allows sockets to listen, whatever their family. One of AF_INET or AF_INET6 that was not bound listens at all addresses of
+/// the machine, at a port that the kernel chooses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_listen(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::listen)) }
 }
 
 /// Allows the guest to send signals to its own threads.

@@ -787,9 +787,16 @@ impl<'a> Case<'_, 'a, '_, '_> {
         match call {
             Sysno::socket => {
                 let family = self.view.policy.family_of(a as u16).filter(|_| a <= usize::from(u16::MAX));
-                family.ok_or(refuse(Errno::EAFNOSUPPORT, "the policy has no such address family"))?;
+                let family = family.ok_or(refuse(Errno::EAFNOSUPPORT, "the policy has no such address family"))?;
                 if !matches!(b & SOCK_TYPE, 1 | 2 | 5) {
                     return Err(refuse(Errno::EACCES, "only stream, datagram and sequenced packet sockets"));
+                }
+                // It could do without: netlink has the kernel at the other end, a packet socket gets everything.
+                if family.addresses.is_empty() {
+                    return Err(refuse(Errno::EACCES, "the policy lists no address of this family"));
+                }
+                if !self.view.policy.allows_protocol(family.family, (b & SOCK_TYPE) as u32, c as u32) {
+                    return Err(refuse(Errno::EPROTONOSUPPORT, "the policy does not list this protocol"));
                 }
             }
             Sysno::socketpair => {
@@ -810,6 +817,9 @@ impl<'a> Case<'_, 'a, '_, '_> {
                 let address = if e == 0 { 0 } else { self.address(0)? };
                 self.only(call, [a, b, c, d, address, f]);
                 return Ok(true);
+            }
+            Sysno::listen if !self.view.policy.listens() => {
+                return Err(refuse(Errno::EACCES, "the policy does not let sockets listen"));
             }
             Sysno::recvfrom
             | Sysno::listen

@@ -104,7 +104,10 @@ static void policies(void)
     for (unsigned i = 0; i < 16; i++) {
         CHECK(ascetic_policy_ioctl(policy, i, &error) == 0);
         CHECK(ascetic_policy_option(policy, 1, i, &error) == 0);
+        CHECK(ascetic_policy_protocol(policy, 16, i, &error) == 0);
     }
+    CHECK(ascetic_policy_protocol(policy, 16, 16, &error) == ASCETIC_E_FULL);
+    CHECK(ascetic_policy_listen(policy, &error) == 0);
     CHECK(ascetic_policy_ioctl(policy, 16, &error) == ASCETIC_E_FULL);
     CHECK(ascetic_policy_option(policy, 1, 16, &error) == ASCETIC_E_FULL);
     CHECK(ascetic_policy_family(policy, 2, &empty, 1, &error) == ASCETIC_E_ARGUMENT);

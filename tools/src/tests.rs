@@ -55,7 +55,8 @@ fn the_example_says_everything() {
     assert_eq!(addresses(2), Some(inet.to_vec()));
     let loopback = [&[10, 0, 0, 80][..], &[0; 19], &[1]].concat();
     assert_eq!(addresses(10), Some(vec![&loopback[..]]));
-    assert_eq!(addresses(16), Some(vec![]));
+    assert_eq!(addresses(16), Some(vec![&[16, 0][..]]));
+    assert!(policy.allows_protocol(16, 2, 15) && !policy.allows_protocol(16, 2, 9) && policy.listens());
     assert_eq!(addresses(40), None);
 
     assert!(policy.allows_option(1, 2) && policy.allows_option(6, 1) && policy.allows_option(41, 26));
@@ -103,7 +104,9 @@ fn the_summary_tells_every_subject() {
         "symbolic links in folders: not followed",
         "memory: map, unmap, protect, executable or writable",
         "sockets of unix: /run/example.sock, @example/*",
-        "sockets of netlink: no address",
+        "sockets of netlink: hex:1000",
+        "sockets of netlink: protocol 15, too",
+        "sockets: listen",
         "socket option: IPPROTO_IPV6, IPV6_V6ONLY",
         "ioctl: TCGETS",
         "signals: ",
@@ -158,10 +161,16 @@ fn what_fits_is_taken_and_one_more_is_not() {
     };
     let families = |count: usize| (0..count).map(|i| format!("sockets.{} = []\n", 20 + i)).collect::<String>();
     let options = |count| format!("sockets.1 = []\nsocket_options = [{}]", list(count, |i| format!("[7, {i}]")));
+    let protocols =
+        |count| format!("sockets.1 = []\nsocket_protocols = [{}]", list(count, |i| format!("['unix', {i}]")));
     let ioctls = |count| format!("ioctls = [{}]", list(count, |i| i.to_string()));
-    for (most, source) in
-        [(ROOTS, &roots as &dyn Fn(usize) -> String), (FAMILIES, &families), (LIST, &options), (LIST, &ioctls)]
-    {
+    for (most, source) in [
+        (ROOTS, &roots as &dyn Fn(usize) -> String),
+        (FAMILIES, &families),
+        (LIST, &options),
+        (LIST, &ioctls),
+        (LIST, &protocols),
+    ] {
         good(&source(most)).policy();
         let found = mistakes(&source(most + 1));
         assert_eq!(found.len(), 1, "{found:?}");
@@ -312,6 +321,13 @@ const BAD: &[(&str, usize, usize, &str)] = &[
     ("sockets.netlink = ['hex:']", 1, 20, "begins with the bytes 10 00"),
     ("sockets.netlink = ['hex:100']", 1, 20, "pairs of hexadecimal digits"),
     ("sockets.netlink = ['hex:+1+2']", 1, 20, "pairs of hexadecimal digits"),
+    // Protocols.
+    ("listen = true", 1, 1, "has no effect without [sockets]"),
+    ("socket_protocols = [[1, 4]]", 1, 1, "has no effect without [sockets]"),
+    ("socket_protocols = [['inet', 1]]\nsockets.unix = []", 1, 22, "[sockets] does not have the family"),
+    ("socket_protocols = [['ient', 1]]\nsockets.inet = []", 1, 22, "did you mean `inet`?"),
+    ("socket_protocols = [['inet']]\nsockets.inet = []", 1, 21, "expected two elements"),
+    ("socket_protocols = [['inet', -1]]\nsockets.inet = []", 1, 30, "expected a number from 0"),
     // Options and ioctls.
     ("sockets.1 = []\nsocket_options = ['SO_ERROR']", 2, 19, "expected a pair of level and name, found a string"),
     ("sockets.1 = []\nsocket_options = [['SOL_SOCKET']]", 2, 19, "expected two elements"),

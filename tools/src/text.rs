@@ -21,7 +21,7 @@ use crate::reader::{Key, Reader, Value};
 /// The architecture that texts are read for: the one that this is compiled for.
 pub(crate) const ARCH: &str = if cfg!(target_arch = "x86") { "i686" } else { "x86_64" };
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 18] = [
     "default_errno",
     "ordinary",
     "direct",
@@ -33,6 +33,8 @@ const KEYS: [&str; 16] = [
     "executable",
     "w_xor_x",
     "sockets",
+    "socket_protocols",
+    "listen",
     "socket_options",
     "ioctls",
     "signals",
@@ -53,6 +55,8 @@ pub struct Text<'a> {
     executable: bool,
     w_xor_x: bool,
     sockets: Vec<Sockets>,
+    protocols: Vec<(u16, u32)>,
+    listen: bool,
     options: Vec<(u32, u32)>,
     ioctls: Vec<u32>,
     signals: bool,
@@ -107,6 +111,8 @@ impl<'a> Text<'a> {
             executable: false,
             w_xor_x: false,
             sockets: Vec::new(),
+            protocols: Vec::new(),
+            listen: false,
             options: Vec::new(),
             ioctls: Vec::new(),
             signals: false,
@@ -158,6 +164,12 @@ impl<'a> Text<'a> {
         for (sockets, addresses) in self.sockets.iter().zip(lists) {
             policy = policy.family(Family { family: sockets.family, addresses });
         }
+        for (family, protocol) in &self.protocols {
+            policy = policy.protocol(*family, *protocol);
+        }
+        if self.listen {
+            policy = policy.listen();
+        }
         for (level, name) in &self.options {
             policy = policy.option(*level, *name);
         }
@@ -195,17 +207,23 @@ impl<'a> Text<'a> {
         self.executable = switch("executable");
         self.w_xor_x = switch("w_xor_x");
         self.signals = switch("signals");
+        self.listen = switch("listen");
         // What is there but wrong is told already, and is no reason for another mistake.
         let memory = document.get("memory").is_some_and(|value| value.get_ref().as_bool() != Some(false));
         let roots = document.contains_key("root") || document.contains_key("file");
         let sockets =
             document.get("sockets").is_some_and(|value| value.get_ref().as_table().is_none_or(|t| !t.is_empty()));
-        let options = document.get("socket_options").and_then(|value| value.get_ref().as_array());
+        let some = |key| {
+            let list = document.get(key).and_then(|value| value.get_ref().as_array());
+            list.is_some_and(|list| !list.is_empty())
+        };
         for (key, set, needed, there) in [
             ("executable", self.executable, "memory = true", memory),
             ("w_xor_x", self.w_xor_x, "memory = true", memory),
             ("no_links", self.no_links, "[[root]] or [[file]]", roots),
-            ("socket_options", options.is_some_and(|options| !options.is_empty()), "[sockets]", sockets),
+            ("socket_protocols", some("socket_protocols"), "[sockets]", sockets),
+            ("listen", self.listen, "[sockets]", sockets),
+            ("socket_options", some("socket_options"), "[sockets]", sockets),
         ] {
             if let Some((key, _)) = document.get_key_value(key).filter(|_| set && !there) {
                 reader.wrong(key.span(), format_args!("has no effect without {needed}"));
@@ -224,6 +242,11 @@ impl<'a> Text<'a> {
         if let Some(table) = document.get("sockets").and_then(|value| reader.table(value)) {
             for (key, value) in table {
                 self.family(reader, key, value);
+            }
+        }
+        if let Some(value) = document.get("socket_protocols") {
+            for value in reader.array(value, "an array of pairs of family and protocol") {
+                self.protocol(reader, value);
             }
         }
         if let Some(value) = document.get("socket_options") {
@@ -355,6 +378,40 @@ impl<'a> Text<'a> {
             }
         }
         self.sockets.push(sockets);
+    }
+
+    fn protocol(&mut self, reader: &mut Reader<'_>, value: &Value<'_>) {
+        let [family, protocol] = reader.array(value, "a pair of family and protocol") else {
+            if value.get_ref().is_array() {
+                reader.wrong(value.span(), "expected two elements: family and protocol");
+            }
+            return;
+        };
+        let span = family.span();
+        let family =
+            reader.name_or_number(family, "a family's name or number", (0, u16::MAX.into()), |reader, name| {
+                let family = find(&names::FAMILIES, name).map(u32::from);
+                if family.is_none() {
+                    let near = near(name, names::FAMILIES.map(|(name, _)| name));
+                    reader.wrong_near(
+                        span.clone(),
+                        "no address family that is known by name; a number is taken, too",
+                        near,
+                    );
+                }
+                family
+            });
+        let protocol = reader.number(protocol, "a protocol's number", 0, u32::MAX.into());
+        let (Some(family), Some(protocol)) = (family, protocol) else { return };
+        let family = family as u16;
+        if !self.sockets.iter().any(|known| known.family == family) {
+            // Without any that is told already.
+            if !self.sockets.is_empty() {
+                reader.wrong(span, "has no effect: [sockets] does not have the family");
+            }
+            return;
+        }
+        reader.add(&mut self.protocols, (family, protocol as u32), value.span(), LIST, "protocols");
     }
 
     fn option(&mut self, reader: &mut Reader<'_>, value: &Value<'_>) {
@@ -515,9 +572,16 @@ impl fmt::Display for Text<'_> {
             writeln!(f, "memory: map, unmap, protect{executable}")?;
         }
         for sockets in &self.sockets {
-            let none = sockets.written.is_empty().then_some("no address");
+            let none = sockets.written.is_empty().then_some("no address, pairs only");
             let written = sockets.written.iter().map(|text| text.escape_debug().to_string()).collect::<Vec<_>>();
             writeln!(f, "sockets of {}: {}", sockets.name, none.map_or(written.join(", "), str::to_owned))?;
+        }
+        for (family, protocol) in &self.protocols {
+            let shown = name_of(&names::FAMILIES, family).map_or(family.to_string(), str::to_owned);
+            writeln!(f, "sockets of {shown}: protocol {protocol}, too")?;
+        }
+        if self.listen {
+            writeln!(f, "sockets: listen")?;
         }
         for (level, number) in &self.options {
             let shown = name_of(&LEVELS, level).map_or(level.to_string(), str::to_owned);

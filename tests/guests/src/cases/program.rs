@@ -588,6 +588,12 @@ fn sockets() {
             must!(c(Sysno::connect, [s, address(9, 2).as_ptr() as usize, 16]), Err(Errno::EACCES));
             must!(c(Sysno::connect, [s, address(9, 1).as_ptr() as usize, 1]), Err(Errno::EACCES));
             must!(c(Sysno::bind, [s, address(0, 1).as_ptr() as usize, 16]), Err(Errno::EACCES));
+            must!(c(Sysno::listen, [s, 1]), Err(Errno::EACCES)); // it would get a port
+            must!(c(Sysno::socket, [2, 1, 6]), Ok(_));
+            must!(c(Sysno::socket, [2, 2 | 0o4000, 17]), Ok(_));
+            must!(c(Sysno::socket, [2, 1, 262]), Err(Errno::EPROTONOSUPPORT)); // MPTCP
+            must!(c(Sysno::socket, [2, 2, 1]), Err(Errno::EPROTONOSUPPORT)); // ping
+            must!(c(Sysno::socket, [2, 5, 0]), Err(Errno::EPROTONOSUPPORT)); // SCTP
             must!(c(Sysno::socket, [2, 3, 0]), Err(Errno::EACCES)); // raw
             must!(c(Sysno::socket, [16, 2, 0]), Err(Errno::EAFNOSUPPORT)); // netlink
             must!(c(Sysno::socket, [10, 1, 0]), Err(Errno::EAFNOSUPPORT));
@@ -611,6 +617,29 @@ fn sockets() {
     let addresses: &[&[u8]] = &[&HOME];
     let policy = DIRECT.clone().family(Family { family: 2, addresses }).option(1, 2);
     must_exit(&program(&policy), guest, 0, 0);
+    // Where sockets may listen; a family without addresses; a protocol that is listed.
+    extern "C" fn more(_: usize) -> i32 {
+        let mut ends = [0u32; 2];
+        // SAFETY: the buffers are the guest's own.
+        unsafe {
+            let s = c(Sysno::socket, [2, 1, 0]).unwrap();
+            let any_port = [2u8, 0, 0, 0, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+            must!(c(Sysno::bind, [s, any_port.as_ptr() as usize, 16]), Ok(0) | Err(Errno::EADDRNOTAVAIL));
+            must!(c(Sysno::listen, [s, 1]), Ok(0));
+            let own = ascetic::experiment::first_own_fd() as usize;
+            must!(c(Sysno::listen, [own + 5, 1]), Err(Errno::EBADF));
+            must!(c(Sysno::socket, [1, 1, 0]), Err(Errno::EACCES));
+            must!(c(Sysno::socketpair, [1, 1, 0, ends.as_mut_ptr() as usize]), Ok(0));
+            must!(c(Sysno::socket, [16, 2, 15]), Ok(_)); // NETLINK_KOBJECT_UEVENT
+            must!(c(Sysno::socket, [16, 2, 9]), Err(Errno::EPROTONOSUPPORT)); // NETLINK_AUDIT
+        }
+        0
+    }
+    let addresses: &[&[u8]] = &[&[2, 0, 0, 0, 127, 0, 0, 1]];
+    let policy = DIRECT.clone().listen().family(Family { family: 2, addresses });
+    let policy = policy.family(Family { family: 1, addresses: &[] });
+    let policy = policy.family(Family { family: 16, addresses: &[&[16, 0]] }).protocol(16, 15);
+    must_exit(&program(&policy), more, 0, 0);
     extern "C" fn none(_: usize) -> i32 {
         // SAFETY: refused.
         unsafe {
