@@ -3,6 +3,7 @@
 mod calls;
 mod enter;
 mod faults;
+mod files;
 mod hostile;
 mod mechanisms;
 mod misuse;
@@ -63,13 +64,14 @@ fn skip(why: &str) -> ! {
 }
 
 /// Concatenates the lists of cases.
-pub struct Cases([&'static [Case]; 10]);
+pub struct Cases([&'static [Case]; 11]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
     calls::CASES,
     enter::CASES,
     faults::CASES,
+    files::CASES,
     hostile::CASES,
     mechanisms::CASES,
     misuse::CASES,
