@@ -68,7 +68,7 @@
 // The placement asks for CPUs that the caller may not use.
 #define ASCETIC_E_PLACEMENT -28
 
-// A root of the policy cannot be opened.
+// A root of the policy cannot be opened, or is to be one file and is a folder.
 #define ASCETIC_E_ROOT -29
 
 // The kernel has no openat2 (Linux 5.6).
@@ -333,7 +333,7 @@ int ascetic_policy_root(struct ascetic_policy *policy,
                         uint32_t rights,
                         struct ascetic_error *error);
 
-// Allows what `rights` say with the one file at `path`.
+// Allows what `rights` say with the one file at `path`. If there is a folder, there is no sandbox: ASCETIC_E_ROOT.
 int ascetic_policy_file(struct ascetic_policy *policy,
                         const char *path,
                         uint32_t rights,
@@ -341,6 +341,11 @@ int ascetic_policy_file(struct ascetic_policy *policy,
 
 // Follows no symbolic link below any root.
 int ascetic_policy_no_links(struct ascetic_policy *policy, struct ascetic_error *error);
+
+// Where there are roots, allows locks (flock, fcntl) and flags of open files (F_SETFL): of every descriptor that the guest has.
+// Those that it keeps it shares with this process.
+int ascetic_policy_locks_and_flags(struct ascetic_policy *policy,
+                                   struct ascetic_error *error);
 
 // Allows to map, unmap and protect memory: not executable, unless ascetic_policy_executable() says so, too.
 int ascetic_policy_memory(struct ascetic_policy *policy, struct ascetic_error *error);

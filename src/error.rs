@@ -64,6 +64,11 @@ pub enum Error {
         /// What the kernel said.
         errno: Errno,
     },
+    /// A root of the policy is to be one file, and there is a folder: its descriptor would give all that is in it.
+    RootIsFolder {
+        /// Its number in the policy.
+        number: usize,
+    },
     /// The policy has roots, and the kernel has no `openat2` (Linux 5.6).
     NoOpenat2,
     /// Calls are to be caught, and the kernel has no syscall user dispatch (Linux 5.11).
@@ -117,7 +122,8 @@ impl Error {
             | Self::FilterInForce
             | Self::AlreadyStrict
             | Self::Placement
-            | Self::Root { .. } => Party::Embedder,
+            | Self::Root { .. }
+            | Self::RootIsFolder { .. } => Party::Embedder,
             Self::NoSeccomp
             | Self::NoOpenat2
             | Self::NoDispatch
@@ -152,6 +158,9 @@ impl fmt::Display for Error {
                 write!(f, "root {number} of the policy is of a proc file system, which leads to the memory of processes")
             }
             Self::Root { number, errno } => write!(f, "root {number} of the policy cannot be opened: {errno}"),
+            Self::RootIsFolder { number } => {
+                write!(f, "root {number} of the policy is to be one file, and is a folder")
+            }
             Self::NoOpenat2 => f.write_str("this kernel has no openat2 (Linux 5.6), without which paths can be raced"),
             Self::NoDispatch => f.write_str(
                 "this kernel has no syscall user dispatch (Linux 5.11): leave Config::dispatch off and use untrusted::call",

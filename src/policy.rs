@@ -70,7 +70,9 @@ pub struct Root<'a> {
     pub path: &'a CStr,
     /// What may be done.
     pub rights: Rights,
-    /// Whether this is one file and not a folder.
+    /// Whether this is one file and not a folder. It need not be there; if it is a folder, there is no sandbox
+    /// ([`RootIsFolder`](crate::error::Error::RootIsFolder)). The guest can put none there; whoever else does gives it what is
+    /// in it.
     pub exact: bool,
 }
 
@@ -115,6 +117,7 @@ pub struct Policy<'a> {
     default_errno: u32,
     roots: [Option<Root<'a>>; ROOTS],
     no_links: bool,
+    locks_and_flags: bool,
     memory: bool,
     exec: bool,
     w_xor_x: bool,
@@ -136,6 +139,7 @@ impl<'a> Policy<'a> {
             default_errno: ENOSYS as u32,
             roots: [None; ROOTS],
             no_links: false,
+            locks_and_flags: false,
             memory: false,
             exec: false,
             w_xor_x: false,
@@ -228,6 +232,14 @@ impl<'a> Policy<'a> {
     /// Follows no symbolic link below any root.
     pub const fn no_links(mut self) -> Self {
         self.no_links = true;
+        self
+    }
+
+    /// Where there are roots, allows locks (`flock`, `fcntl`) and the flags of open files (`F_SETFL`): of every descriptor that
+    /// the guest has. Those that it keeps it shares with the embedder: one who takes away a log's `O_APPEND`, makes a terminal
+    /// non-blocking, or holds a lock for ever, does so to all who have it open.
+    pub const fn locks_and_flags(mut self) -> Self {
+        self.locks_and_flags = true;
         self
     }
 
@@ -405,6 +417,10 @@ impl<'a> Policy<'a> {
     /// Whether symbolic links below roots are followed.
     pub fn follows_links(&self) -> bool {
         !self.no_links
+    }
+    /// Whether locks and flags of open files may be changed.
+    pub fn allows_locks_and_flags(&self) -> bool {
+        self.locks_and_flags
     }
     /// Whether memory may be mapped.
     pub fn maps(&self) -> bool {

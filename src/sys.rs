@@ -348,6 +348,17 @@ pub fn openat2(dir: i32, path: &CStr, how: &crate::abi::OpenHow) -> Result<i32> 
         .map(|fd| fd as i32)
 }
 
+/// Changes the length of the file at the path that `path` is the address of.
+pub fn truncate(path: usize, len: i64) -> Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: touches no memory but the path, which the kernel looks for.
+    let done = unsafe { sys!(truncate, path, len as usize) };
+    #[cfg(target_arch = "x86")]
+    // SAFETY: as above. The length takes two registers, low half first.
+    let done = unsafe { sys!(truncate64, path, len as usize, (len >> 32) as usize) };
+    done.map(drop)
+}
+
 /// Soft and hard limit of a process (0: the caller), and sets them.
 pub fn limit(pid: u32, which: usize, new: Option<[usize; 2]>) -> Result<[usize; 2]> {
     let wide = |word: usize| if word == usize::MAX { u64::MAX } else { word as u64 };
@@ -506,6 +517,8 @@ pub struct FileFacts {
 
 /// `S_IFCHR`
 pub const S_IFCHR: u32 = 0o020_000;
+/// `S_IFDIR`
+pub const S_IFDIR: u32 = 0o040_000;
 /// `S_IFBLK`
 pub const S_IFBLK: u32 = 0o060_000;
 

@@ -42,7 +42,7 @@ pub const ASCETIC_E_FILTER_IN_FORCE: i32 = -26;
 pub const ASCETIC_E_ALREADY_STRICT: i32 = -27;
 /// The placement asks for CPUs that the caller may not use.
 pub const ASCETIC_E_PLACEMENT: i32 = -28;
-/// A root of the policy cannot be opened.
+/// A root of the policy cannot be opened, or is to be one file and is a folder.
 pub const ASCETIC_E_ROOT: i32 = -29;
 /// The kernel has no openat2 (Linux 5.6).
 pub const ASCETIC_E_NO_OPENAT2: i32 = -30;
@@ -168,7 +168,7 @@ impl Failure {
                 E::FilterInForce => ASCETIC_E_FILTER_IN_FORCE,
                 E::AlreadyStrict => ASCETIC_E_ALREADY_STRICT,
                 E::Placement => ASCETIC_E_PLACEMENT,
-                E::Root { .. } => ASCETIC_E_ROOT,
+                E::Root { .. } | E::RootIsFolder { .. } => ASCETIC_E_ROOT,
                 E::NoOpenat2 => ASCETIC_E_NO_OPENAT2,
                 E::NoDispatch => ASCETIC_E_NO_DISPATCH,
                 E::Supervisor { .. } => ASCETIC_E_SUPERVISOR,
@@ -264,7 +264,7 @@ fn describe(code: i32) -> &'static CStr {
         ASCETIC_E_FILTER_IN_FORCE => c"a seccomp filter is in force, and the kernel does not mix modes",
         ASCETIC_E_ALREADY_STRICT => c"the caller is in seccomp strict mode already",
         ASCETIC_E_PLACEMENT => c"the placement asks for CPUs that the caller may not use",
-        ASCETIC_E_ROOT => c"a root of the policy cannot be opened",
+        ASCETIC_E_ROOT => c"a root of the policy cannot be opened, or is to be one file and is a folder",
         ASCETIC_E_NO_OPENAT2 => c"this kernel has no openat2 (Linux 5.6)",
         ASCETIC_E_NO_DISPATCH => c"this kernel has no syscall user dispatch (Linux 5.11)",
         ASCETIC_E_SUPERVISOR => c"a system call of the supervisor failed",

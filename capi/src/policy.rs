@@ -258,7 +258,7 @@ pub unsafe extern "C" fn ascetic_policy_root(
     unsafe { add_root(policy, path, rights, false, error) }
 }
 
-/// Allows what `rights` say with the one file at `path`.
+/// Allows what `rights` say with the one file at `path`. If there is a folder, there is no sandbox: ASCETIC_E_ROOT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_file(
     policy: *mut Policy,
@@ -275,6 +275,14 @@ pub unsafe extern "C" fn ascetic_policy_file(
 pub unsafe extern "C" fn ascetic_policy_no_links(policy: *mut Policy, error: *mut Error) -> c_int {
     // SAFETY: the caller's.
     unsafe { changing(policy, error, |policy| policy.change(policy::Policy::no_links)) }
+}
+
+/// Where there are roots, allows locks (flock, fcntl) and flags of open files (F_SETFL): of every descriptor that the guest has.
+/// Those that it keeps it shares with this process.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_locks_and_flags(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::locks_and_flags)) }
 }
 
 /// Allows to map, unmap and protect memory: not executable, unless ascetic_policy_executable() says so, too.

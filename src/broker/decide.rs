@@ -8,7 +8,8 @@ mod files;
 mod memory;
 mod sockets;
 
-pub use files::{O_DIRECTORY, O_PATH};
+pub use changes::RENAME_EXCHANGE;
+pub use files::{O_DIRECTORY, O_NOFOLLOW, O_PATH};
 
 use crate::abi::{DATA, NR_TOKEN, OpenHow, STEP_KEEP, STEP_REPLY, STEPS, Step};
 use crate::birth::Thread;
@@ -16,6 +17,7 @@ use crate::broker::path::{Place, Whole};
 use crate::deep::{self, Carry};
 use crate::policy::{Bounds, Decision, Policy};
 use crate::sys::{Errno, Sysno};
+use core::ffi::CStr;
 
 /// `AT_FDCWD`
 pub const AT_FDCWD: i32 = -100;
@@ -50,25 +52,24 @@ pub struct Request<'a> {
     pub payload: &'a [u8],
 }
 
-/// A script for T and the data that its pointers lead to.
+/// Where a decision is written.
 #[derive(Debug)]
 pub struct Answer<'a> {
-    /// The steps.
+    /// The script for T: its steps,
     pub script: &'a mut [Step; STEPS],
-    /// The data.
+    /// and the data that its pointers lead to.
     pub data: &'a mut [u8; DATA],
+    /// The paths that the decision is about: a [`Place`] of the verdict is where the first of them is, or the first two.
+    pub paths: &'a mut [Whole; 2],
 }
 
 /// What is to be done about a request.
-#[allow(clippy::large_enum_variant, reason = "there is no heap to put the paths on, and one of these at a time")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
     /// T executes the script in the [`Answer`].
     Script,
     /// T executes the script, and what it opens, in this way, may be left as a token.
     Open {
-        /// The path as the guest gave it, absolute.
-        whole: Whole,
         /// Where it is.
         place: Place,
         /// Flags and mode as the guest gave them.
@@ -110,25 +111,29 @@ pub struct Refusal {
     pub rule: &'static str,
 }
 
-/// A change of names or attributes of files. The paths are below roots.
+/// A change of names or attributes of files, below roots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change<'a> {
     /// `mkdir`
-    Mkdir(Whole, Place, u32),
+    Mkdir(Place, u32),
     /// `unlink`, or with `true` `rmdir`
-    Unlink(Whole, Place, bool),
+    Unlink(Place, bool),
     /// `rename`, with the flags of `renameat2`
-    Rename([(Whole, Place); 2], usize),
+    Rename([Place; 2], usize),
     /// `link`
-    Link([(Whole, Place); 2]),
+    Link([Place; 2]),
     /// `symlink`: what it says, and where it is
-    Symlink(&'a [u8], Whole, Place),
+    Symlink(&'a CStr, Place),
     /// `chmod`
-    Chmod(Whole, Place, u32),
-    /// `utimensat`: the times, or now
-    Utimens(Whole, Place, Option<&'a [u8]>),
+    Chmod(Place, u32),
+    /// `utimensat`: the times, or now; of a symbolic link itself with `true`
+    Utimens(Place, Option<&'a [u8]>, bool),
+    /// `truncate`
+    Truncate(Place, i64),
     /// `chdir`
-    Chdir(Whole, Place),
+    Chdir(Place),
+    /// `readlink`, which changes nothing: so many bytes are free for it
+    Readlink(Place, usize),
 }
 
 type Decided<'a> = core::result::Result<Verdict<'a>, Refusal>;
@@ -139,18 +144,68 @@ fn refuse(errno: Errno, rule: &'static str) -> Refusal {
 
 /// Decides.
 pub fn decide<'a>(view: &View<'_>, request: &Request<'a>, answer: &mut Answer<'_>) -> Verdict<'a> {
-    Case { view, request, answer, steps: 0, used: 0 }.decide().unwrap_or_else(Verdict::Refuse)
+    let Answer { script, data, paths } = answer;
+    let script = Script { script, data, at: view.data, steps: 0, used: 0 };
+    Case { view, request, script, paths }.decide().unwrap_or_else(Verdict::Refuse)
 }
 
-struct Case<'v, 'a, 'm, 'w> {
-    view: &'v View<'v>,
-    request: &'v Request<'a>,
-    answer: &'m mut Answer<'w>,
+/// The script under construction.
+struct Script<'m> {
+    script: &'m mut [Step; STEPS],
+    data: &'m mut [u8; DATA],
+    /// Where in the sandbox the data is.
+    at: usize,
+    /// Steps and bytes of data so far.
     steps: usize,
     used: usize,
 }
 
-impl<'a> Case<'_, 'a, '_, '_> {
+impl Script<'_> {
+    fn step(&mut self, call: Sysno, args: [usize; 6], flags: u32) {
+        if let Some(step) = self.script.get_mut(self.steps) {
+            *step = Step { nr: call as u32, flags, args, ..Step::default() };
+            self.steps += 1;
+        }
+    }
+
+    /// Ends the script; the reply is what a step kept.
+    fn reply_kept(&mut self) {
+        self.end([0; 6], STEP_KEEP);
+    }
+
+    fn end(&mut self, args: [usize; 6], flags: u32) {
+        if let Some(step) = self.script.get_mut(self.steps) {
+            *step = Step { nr: STEP_REPLY, flags, args, ..Step::default() };
+        }
+    }
+
+    /// A script of one call.
+    fn only(&mut self, call: Sysno, args: [usize; 6]) {
+        self.step(call, args, STEP_KEEP);
+        self.reply_kept();
+    }
+
+    /// Puts bytes where the script can point to, and returns where that is in the sandbox.
+    fn put(&mut self, parts: &[&[u8]]) -> Result<usize, Refusal> {
+        let start = self.used;
+        for part in parts {
+            let room = self.data.get_mut(self.used..self.used + part.len());
+            room.ok_or(refuse(Errno::ENAMETOOLONG, "what the arguments point to is too long"))?.copy_from_slice(part);
+            self.used += part.len();
+        }
+        self.used = self.used.next_multiple_of(8);
+        Ok(self.at + start)
+    }
+}
+
+struct Case<'v, 'a, 'm> {
+    view: &'v View<'v>,
+    request: &'v Request<'a>,
+    script: Script<'m>,
+    paths: &'m mut [Whole; 2],
+}
+
+impl<'a> Case<'_, 'a, '_> {
     fn decide(&mut self) -> Decided<'a> {
         let (nr, args) = (self.request.nr, self.request.args);
         let errno = match self.view.policy.decide(&self.view.bounds, nr, &args) {
@@ -182,46 +237,6 @@ impl<'a> Case<'_, 'a, '_, '_> {
         self.others(call, &args, unknown)
     }
 
-    // Scripts.
-
-    fn step(&mut self, call: Sysno, args: [usize; 6], flags: u32) {
-        if let Some(step) = self.answer.script.get_mut(self.steps) {
-            *step = Step { nr: call as u32, flags, args, ..Step::default() };
-            self.steps += 1;
-        }
-    }
-
-    /// Ends the script; the reply is what a step kept.
-    fn reply_kept(&mut self) {
-        self.end([0; 6], STEP_KEEP);
-    }
-
-    fn end(&mut self, args: [usize; 6], flags: u32) {
-        if let Some(step) = self.answer.script.get_mut(self.steps) {
-            *step = Step { nr: STEP_REPLY, flags, args, ..Step::default() };
-        }
-    }
-
-    /// A script of one call.
-    fn only(&mut self, call: Sysno, args: [usize; 6]) {
-        self.step(call, args, STEP_KEEP);
-        self.reply_kept();
-    }
-
-    /// Puts bytes where the script can point to, and returns where that is in the sandbox.
-    fn put(&mut self, parts: &[&[u8]]) -> Result<usize, Refusal> {
-        let start = self.used;
-        for part in parts {
-            let room = self.answer.data.get_mut(self.used..self.used + part.len());
-            room.ok_or(refuse(Errno::ENAMETOOLONG, "what the arguments point to is too long"))?.copy_from_slice(part);
-            self.used += part.len();
-        }
-        self.used = self.used.next_multiple_of(8);
-        Ok(self.view.data + start)
-    }
-
-    // What a request carries.
-
     /// The thing that was carried as number `i`; paths without their NUL.
     fn carried(&self, i: usize) -> Result<&'a [u8], Refusal> {
         let mut rest = self.request.payload;
@@ -251,8 +266,19 @@ impl<'a> Case<'_, 'a, '_, '_> {
         Err(missing)
     }
 
+    /// The path that was carried as number `i`, as C has it: its NUL is behind it.
+    fn carried_path(&self, i: usize) -> Result<&'a CStr, Refusal> {
+        let begin = self.carried(i)?.as_ptr().addr() - self.request.payload.as_ptr().addr();
+        let path = self.request.payload.get(begin..).and_then(|bytes| CStr::from_bytes_until_nul(bytes).ok());
+        path.ok_or(refuse(Errno::ENAMETOOLONG, "the path has no end"))
+    }
+
+    /// A descriptor that may be the guest's. A negative one is none: `AT_FDCWD` would be T's working folder.
     fn guest_fd(&self, fd: usize) -> Result<usize, Refusal> {
         let bounds = &self.view.bounds;
+        if (fd as i32) < 0 {
+            return Err(refuse(Errno::EBADF, "there are no negative descriptors"));
+        }
         if (fd as u32).wrapping_sub(bounds.fd_lo) < bounds.fd_len {
             return Err(refuse(Errno::EBADF, "the descriptor is the sandbox's own"));
         }
@@ -279,13 +305,13 @@ impl<'a> Case<'_, 'a, '_, '_> {
             Sysno::ioctl if policy.allows_ioctl(b as u32) => {
                 self.guest_fd(a)?;
                 self.target(c)?;
-                self.only(call, [a, b & u32::MAX as usize, c, 0, 0, 0]);
+                self.script.only(call, [a, b & u32::MAX as usize, c, 0, 0, 0]);
                 Ok(Verdict::Script)
             }
             // What may be used, asked only: T's limits are those of the sandbox.
             Sysno::prlimit64 if policy.maps() && a == 0 && c == 0 => {
                 self.target(d)?;
-                self.only(call, [0, b, 0, d, 0, 0]);
+                self.script.only(call, [0, b, 0, d, 0, 0]);
                 Ok(Verdict::Script)
             }
             Sysno::clone if policy.limits_of().threads > 1 => self.clone(a, c, d, e),
@@ -296,6 +322,7 @@ impl<'a> Case<'_, 'a, '_, '_> {
             _ => Err(unknown),
         }
     }
+
     fn clone(&mut self, flags: usize, parent_tid: usize, d: usize, e: usize) -> Decided<'a> {
         const THREAD: usize = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000; // VM FS FILES SIGHAND THREAD SYSVSEM
         const SETTLS: usize = deep::CLONE_SETTLS;

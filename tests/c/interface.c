@@ -98,7 +98,7 @@ static void policies(void)
     for (int i = 0; i < 16; i++)
         CHECK(ascetic_policy_root(policy, "/etc", ASCETIC_READ | ASCETIC_EXECUTE, &error) == 0);
     CHECK(ascetic_policy_file(policy, "/mnt/passwd", ASCETIC_READ, &error) == ASCETIC_E_FULL);
-    CHECK(ascetic_policy_no_links(policy, &error) == 0 && ascetic_policy_memory(policy, &error) == 0);
+    CHECK(ascetic_policy_locks_and_flags(policy, &error) == 0 && ascetic_policy_no_links(policy, &error) == 0 && ascetic_policy_memory(policy, &error) == 0);
     CHECK(ascetic_policy_executable(policy, &error) == 0 && ascetic_policy_w_xor_x(policy, &error) == 0);
     CHECK(ascetic_policy_signals(policy, &error) == 0);
     for (unsigned i = 0; i < 16; i++) {

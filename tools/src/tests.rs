@@ -45,6 +45,7 @@ fn the_example_says_everything() {
             ("/etc/localtime", Rights::READ, true)
         ]
     );
+    assert!(policy.allows_locks_and_flags());
     assert!(!policy.follows_links() && policy.maps() && policy.has_signals());
     assert!(policy.allows_protection(PROT_READ | PROT_EXEC, false));
     assert!(!policy.allows_protection(PROT_WRITE | PROT_EXEC, false));
@@ -102,6 +103,7 @@ fn the_summary_tells_every_subject() {
         "folder \"/var/cache/example\": read, write, create",
         "file \"/etc/localtime\": read",
         "symbolic links in folders: not followed",
+        "locks and flags of open files: changed",
         "memory: map, unmap, protect, executable or writable",
         "sockets of unix: /run/example.sock, @example/*",
         "sockets of netlink: hex:1000",
@@ -281,6 +283,7 @@ const BAD: &[(&str, usize, usize, &str)] = &[
     ),
     // What has no effect.
     ("no_links = true", 1, 1, "has no effect without [[root]] or [[file]]"),
+    ("locks_and_flags = true", 1, 1, "has no effect without [[root]] or [[file]]"),
     ("executable = true", 1, 1, "has no effect without memory = true"),
     ("memory = false\nw_xor_x = true", 2, 1, "has no effect without memory = true"),
     ("socket_options = [[1, 4]]", 1, 1, "has no effect without [sockets]"),

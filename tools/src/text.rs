@@ -21,7 +21,7 @@ use crate::reader::{Key, Reader, Value};
 /// The architecture that texts are read for: the one that this is compiled for.
 pub(crate) const ARCH: &str = if cfg!(target_arch = "x86") { "i686" } else { "x86_64" };
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "default_errno",
     "ordinary",
     "direct",
@@ -29,6 +29,7 @@ const KEYS: [&str; 18] = [
     "root",
     "file",
     "no_links",
+    "locks_and_flags",
     "memory",
     "executable",
     "w_xor_x",
@@ -51,6 +52,7 @@ pub struct Text<'a> {
     refuse: Vec<(Sysno, u32)>,
     roots: Vec<(CString, Rights, bool)>,
     no_links: bool,
+    locks_and_flags: bool,
     memory: bool,
     executable: bool,
     w_xor_x: bool,
@@ -107,6 +109,7 @@ impl<'a> Text<'a> {
             refuse: Vec::new(),
             roots: Vec::new(),
             no_links: false,
+            locks_and_flags: false,
             memory: false,
             executable: false,
             w_xor_x: false,
@@ -148,6 +151,9 @@ impl<'a> Text<'a> {
         }
         if self.no_links {
             policy = policy.no_links();
+        }
+        if self.locks_and_flags {
+            policy = policy.locks_and_flags();
         }
         if self.memory {
             policy = policy.memory();
@@ -203,6 +209,7 @@ impl<'a> Text<'a> {
         let mut switch = |key| document.get(key).and_then(|value| reader.boolean(value)).unwrap_or(false);
         self.ordinary = switch("ordinary");
         self.no_links = switch("no_links");
+        self.locks_and_flags = switch("locks_and_flags");
         self.memory = switch("memory");
         self.executable = switch("executable");
         self.w_xor_x = switch("w_xor_x");
@@ -221,6 +228,7 @@ impl<'a> Text<'a> {
             ("executable", self.executable, "memory = true", memory),
             ("w_xor_x", self.w_xor_x, "memory = true", memory),
             ("no_links", self.no_links, "[[root]] or [[file]]", roots),
+            ("locks_and_flags", self.locks_and_flags, "[[root]] or [[file]]", roots),
             ("socket_protocols", some("socket_protocols"), "[sockets]", sockets),
             ("listen", self.listen, "[sockets]", sockets),
             ("socket_options", some("socket_options"), "[sockets]", sockets),
@@ -562,6 +570,9 @@ impl fmt::Display for Text<'_> {
         }
         if !self.roots.is_empty() {
             writeln!(f, "symbolic links in folders: {}followed", if self.no_links { "not " } else { "" })?;
+        }
+        if self.locks_and_flags {
+            writeln!(f, "locks and flags of open files: changed, those of kept descriptors, too")?;
         }
         if self.memory {
             let executable = match (self.executable, self.w_xor_x) {

@@ -19,7 +19,7 @@ const LOW: usize = 64 * 1024;
 /// `MADV_NORMAL` to `DONTNEED`, `FREE`, `HUGEPAGE`, `NOHUGEPAGE`, `DONTDUMP`, `DODUMP`, `COLD`, `PAGEOUT`.
 const MADVICE: [usize; 12] = [0, 1, 2, 3, 4, 8, 14, 15, 16, 17, 20, 21];
 
-impl Case<'_, '_, '_, '_> {
+impl Case<'_, '_, '_> {
     /// A range, rounded to pages, that meets nothing of the sandbox's own.
     fn range(&self, addr: usize, len: usize) -> Result<(), Refusal> {
         let rounded = len.max(1).checked_next_multiple_of(PAGE).and_then(|len| (addr & !(PAGE - 1)).checked_add(len));
@@ -103,7 +103,7 @@ impl Case<'_, '_, '_, '_> {
         } else if call == Sysno::mincore {
             self.target(c)?;
         }
-        self.only(call, *args);
+        self.script.only(call, *args);
         Ok(true)
     }
 }

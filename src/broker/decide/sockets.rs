@@ -3,7 +3,7 @@
 use super::{Case, Refusal, refuse};
 use crate::sys::{Errno, Sysno};
 
-impl Case<'_, '_, '_, '_> {
+impl Case<'_, '_, '_> {
     pub(super) fn sockets(&mut self, call: Sysno, args: &[usize; 6]) -> Result<bool, Refusal> {
         const SOCK_TYPE: usize = 0xf;
         const AF_UNIX: usize = 1;
@@ -32,14 +32,14 @@ impl Case<'_, '_, '_, '_> {
             Sysno::connect | Sysno::bind => {
                 self.guest_fd(a)?;
                 let address = self.address(0)?;
-                self.only(call, [a, address, c, 0, 0, 0]);
+                self.script.only(call, [a, address, c, 0, 0, 0]);
                 return Ok(true);
             }
             Sysno::sendto => {
                 self.guest_fd(a)?;
                 self.target(b)?;
                 let address = if e == 0 { 0 } else { self.address(0)? };
-                self.only(call, [a, b, c, d, address, f]);
+                self.script.only(call, [a, b, c, d, address, f]);
                 return Ok(true);
             }
             Sysno::listen if !self.view.policy.listens() => {
@@ -68,7 +68,7 @@ impl Case<'_, '_, '_, '_> {
             }
             _ => return Ok(false),
         }
-        self.only(call, *args);
+        self.script.only(call, *args);
         Ok(true)
     }
 
@@ -81,6 +81,6 @@ impl Case<'_, '_, '_, '_> {
         if !allowed {
             return Err(refuse(Errno::EACCES, "the policy does not list this address"));
         }
-        self.put(&[address])
+        self.script.put(&[address])
     }
 }

@@ -293,6 +293,7 @@ fn ioctl_and_fcntl() {
             let dup = must!(c(Sysno::fcntl, [read, 0, 40]), Ok(40..));
             must!(c(Sysno::fcntl, [dup, 3, 0]), Ok(_));
             must!(c(Sysno::fcntl, [dup, 4, 0o4000]), Ok(0));
+            must!(c(Sysno::flock, [open("in/new", RW | 0o100).unwrap(), 2 | 4]), Ok(0));
             must!(c(Sysno::fcntl, [dup, 4, 0o20_000]), Err(Errno::EINVAL)); // O_ASYNC
             must!(c(Sysno::fcntl, [dup, 8, 1]), Err(Errno::EINVAL)); // F_SETOWN
             must!(c(Sysno::fcntl, [dup, 10, 9]), Err(Errno::EINVAL)); // F_SETSIG
@@ -305,7 +306,24 @@ fn ioctl_and_fcntl() {
     let root = path("in");
     let policy = DIRECT.clone().ioctl(0x541b).ioctl(0x5413);
     let policy = policy.try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
-    must_exit(&program(&policy), guest, 0, 0);
+    must_exit(&program(&policy.clone().locks_and_flags()), guest, 0, 0);
+    // What others may share is not changed unless the policy says so.
+    extern "C" fn without(_: usize) -> i32 {
+        let fd = open("in/new", RW | 0o100).unwrap();
+        let lock = [1usize, 0, 0, 0, 0];
+        // SAFETY: the buffers are the guest's own.
+        unsafe {
+            must!(c(Sysno::fcntl, [fd, 3, 0]), Ok(_));
+            must!(c(Sysno::fcntl, [fd, 4, 0o4000]), Err(Errno::EPERM));
+            must!(c(Sysno::fcntl, [1, 4, 0o4000]), Err(Errno::EPERM));
+            must!(c(Sysno::flock, [1, 2]), Err(Errno::EPERM));
+            for cmd in [6, 7, 37, 38] {
+                must!(c(Sysno::fcntl, [fd, cmd, lock.as_ptr() as usize]), Err(Errno::EPERM));
+            }
+        }
+        0
+    }
+    must_exit(&program(&policy), without, 0, 0);
 }
 
 /// Bytes through descriptors, with partial results, errors and bad pointers as the kernel gives them.
