@@ -437,6 +437,8 @@ fn not_opened() {
     // SAFETY: the child opens a pipe, and ends.
     let writer = unsafe { sys::fork() }.unwrap();
     if writer == 0 {
+        // SAFETY: follows the case into death.
+        let _ = unsafe { sys::prctl(sys::PR_SET_PDEATHSIG, 9) };
         // SAFETY: a path.
         let _ = unsafe { freestanding::call(Sysno::open, [pipe.as_ptr() as usize, 1]) };
         sys::exit(0);
@@ -663,6 +665,8 @@ fn while_folders_move() {
     // SAFETY: the child renames, until it is killed.
     let mover = unsafe { sys::fork() }.unwrap();
     if mover == 0 {
+        // SAFETY: follows the case into death.
+        let _ = unsafe { sys::prctl(sys::PR_SET_PDEATHSIG, 9) };
         let ends = [path("move/here/it"), path("move/there/it")];
         loop {
             // SAFETY: paths.
