@@ -89,6 +89,9 @@
 // A task of the new sandbox ended before guest code ran.
 #define ASCETIC_E_DIED -35
 
+// The process uses tagged addresses (ARCH_ENABLE_TAGGED_ADDR).
+#define ASCETIC_E_TAGGED_ADDRESSES -36
+
 // Something else.
 #define ASCETIC_E_OTHER -99
 

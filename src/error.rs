@@ -69,6 +69,9 @@ pub enum Error {
         /// Its number in the policy.
         number: usize,
     },
+    /// The process has linear address masking on (`arch_prctl(ARCH_ENABLE_TAGGED_ADDR)`, x86_64): the kernel would take for an
+    /// address of the vault what no check does.
+    TaggedAddresses,
     /// The policy has roots, and the kernel has no `openat2` (Linux 5.6).
     NoOpenat2,
     /// Calls are to be caught, and the kernel has no syscall user dispatch (Linux 5.11).
@@ -123,7 +126,8 @@ impl Error {
             | Self::AlreadyStrict
             | Self::Placement
             | Self::Root { .. }
-            | Self::RootIsFolder { .. } => Party::Embedder,
+            | Self::RootIsFolder { .. }
+            | Self::TaggedAddresses => Party::Embedder,
             Self::NoSeccomp
             | Self::NoOpenat2
             | Self::NoDispatch
@@ -161,6 +165,9 @@ impl fmt::Display for Error {
             Self::RootIsFolder { number } => {
                 write!(f, "root {number} of the policy is to be one file, and is a folder")
             }
+            Self::TaggedAddresses => f.write_str(
+                "the process uses tagged addresses (ARCH_ENABLE_TAGGED_ADDR), which the checks of arguments do not know",
+            ),
             Self::NoOpenat2 => f.write_str("this kernel has no openat2 (Linux 5.6), without which paths can be raced"),
             Self::NoDispatch => f.write_str(
                 "this kernel has no syscall user dispatch (Linux 5.11): leave Config::dispatch off and use untrusted::call",
@@ -190,7 +197,8 @@ pub enum Finding {
     ProcessMemory = 4,
     /// A kind of descriptor that this runtime does not know to be harmless.
     Unknown = 5,
-    /// Memory that is shared with somebody, writable, and not listed in [`Config::share`](crate::sandbox::Config::share).
+    /// Memory that is shared with somebody, writable or to be made so, and not listed in
+    /// [`Config::share`](crate::sandbox::Config::share).
     SharedMemory = 6,
 }
 
@@ -215,7 +223,8 @@ impl fmt::Display for Finding {
             Self::WritableAlias => "a writable alias of the vault",
             Self::ProcessMemory => "a file of /proc, which can lead to the memory of a process",
             Self::SharedMemory => {
-                "writable memory that others share; list it in Config::share, unmap it, or mark it MADV_DONTFORK"
+                "memory that others share, and that is writable or can be made so; list it in Config::share, unmap it, or mark \
+                 it MADV_DONTFORK"
             }
             Self::Unknown => "not a kind of descriptor that a guest is known to be able to hold safely",
         })

@@ -209,6 +209,29 @@ fn open_root(number: usize, root: &Root<'_>) -> Result<Fd, Error> {
     Ok(fd)
 }
 
+/// As long as this lives, what is mapped readable is not executable by that (`READ_IMPLIES_EXEC`, which old programs have). The
+/// sandbox's tasks, forked meanwhile, stay so.
+struct PlainAccess(Option<usize>);
+
+impl PlainAccess {
+    fn begin() -> sys::Result<Self> {
+        let before = sys::personality(None)?;
+        if before & sys::READ_IMPLIES_EXEC == 0 {
+            return Ok(Self(None));
+        }
+        sys::personality(Some(before & !sys::READ_IMPLIES_EXEC))?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for PlainAccess {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            let _ = sys::personality(Some(before));
+        }
+    }
+}
+
 /// Makes what a sandbox needs, and forks its set-up task: returns the former, and the process id of the latter.
 pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32), Error> {
     Scale::prepare();
@@ -221,6 +244,7 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
     let fd_lo = highest.checked_add(1).filter(|lo| lo.checked_add(most).is_some());
     let fd_lo = fd_lo.ok_or(Error::ClosedDescriptor { fd: highest })?;
 
+    let _plain = PlainAccess::begin().map_err(Error::of(Sysno::personality))?;
     let layout = Layout::reserve(pairs, config.stack)?;
     let forked = (|| {
         let _guard = FORKS.lock();

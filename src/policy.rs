@@ -243,7 +243,8 @@ impl<'a> Policy<'a> {
         self
     }
 
-    /// Allows to map, unmap and protect memory: not executable, unless [`executable`](Self::executable) says so too.
+    /// Allows to map, unmap and protect memory: not executable, unless [`executable`](Self::executable) says so too. What the
+    /// embedder had mapped writable and executable stays so.
     pub const fn memory(mut self) -> Self {
         self.memory = true;
         self

@@ -1,6 +1,8 @@
 //! How U is locked down.
 //!
-//! [`Lockdown::Strict`] is the default: `SECCOMP_MODE_STRICT`, four calls, no program to get wrong. The kernel refuses
+//! [`Lockdown::Strict`] is the default: `SECCOMP_MODE_STRICT`, four calls, no program to get wrong. (x86_64 kernels that let
+//! `uretprobe` pass, as newer ones do, and `uprobe`, give a guest nothing with it: called from anywhere but the kernel's own
+//! trampoline they are SIGILL.) The kernel refuses
 //! it to a task that has a filter already; [`Lockdown::Filter`] is for those, and for guests whose `read` and `write`
 //! are to be pinned to descriptors: a filter that lets the same four calls pass and turns every other into SIGSYS.
 

@@ -79,6 +79,8 @@ pub const RLIMIT_NOFILE: usize = 7;
 pub const RLIMIT_AS: usize = 9;
 /// `PR_SET_NO_NEW_PRIVS`
 pub const PR_SET_NO_NEW_PRIVS: usize = 38;
+/// `READ_IMPLIES_EXEC` (`include/uapi/linux/personality.h`)
+pub const READ_IMPLIES_EXEC: usize = 0x40_0000;
 /// `PR_SET_NAME`
 pub const PR_SET_NAME: usize = 15;
 /// `FUTEX_WAIT`
@@ -267,6 +269,25 @@ pub fn credential_pair() -> Result<(i32, i32)> {
             Err(errno)
         }
     }
+}
+
+/// The address family of a socket.
+pub fn socket_family(socket: i32) -> Result<u32> {
+    const SOL_SOCKET: usize = 1;
+    const SO_DOMAIN: usize = 39;
+    let (mut family, mut len) = (0u32, 4u32);
+    // SAFETY: the kernel stores at most four bytes, and how many.
+    unsafe {
+        let (to, len) = (&raw mut family as usize, &raw mut len as usize);
+        sys!(getsockopt, socket as usize, SOL_SOCKET, SO_DOMAIN, to, len)?;
+        Ok((&raw const family).read_volatile())
+    }
+}
+
+/// The execution domain of the caller and its flags; `new` replaces them.
+pub fn personality(new: Option<usize>) -> Result<usize> {
+    // SAFETY: what is mapped stays as it is.
+    unsafe { sys!(personality, new.unwrap_or(0xffff_ffff)) }
 }
 
 /// Receives a message of two words, and the process id of who sent it. `None` if it was of another size.

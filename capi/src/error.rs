@@ -56,6 +56,8 @@ pub const ASCETIC_E_SETUP: i32 = -33;
 pub const ASCETIC_E_BIRTH: i32 = -34;
 /// A task of the new sandbox ended before guest code ran.
 pub const ASCETIC_E_DIED: i32 = -35;
+/// The process uses tagged addresses (ARCH_ENABLE_TAGGED_ADDR).
+pub const ASCETIC_E_TAGGED_ADDRESSES: i32 = -36;
 /// Something else.
 pub const ASCETIC_E_OTHER: i32 = -99;
 
@@ -169,6 +171,7 @@ impl Failure {
                 E::AlreadyStrict => ASCETIC_E_ALREADY_STRICT,
                 E::Placement => ASCETIC_E_PLACEMENT,
                 E::Root { .. } | E::RootIsFolder { .. } => ASCETIC_E_ROOT,
+                E::TaggedAddresses => ASCETIC_E_TAGGED_ADDRESSES,
                 E::NoOpenat2 => ASCETIC_E_NO_OPENAT2,
                 E::NoDispatch => ASCETIC_E_NO_DISPATCH,
                 E::Supervisor { .. } => ASCETIC_E_SUPERVISOR,
@@ -271,6 +274,7 @@ fn describe(code: i32) -> &'static CStr {
         ASCETIC_E_SETUP => c"a step of the set-up failed",
         ASCETIC_E_BIRTH => c"the birth of a thread failed",
         ASCETIC_E_DIED => c"a task of the new sandbox ended before guest code ran",
+        ASCETIC_E_TAGGED_ADDRESSES => c"the process uses tagged addresses",
         _ => c"an error that this version does not know",
     }
 }

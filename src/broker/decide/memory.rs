@@ -32,25 +32,25 @@ impl Case<'_, '_, '_> {
         Ok(())
     }
 
+    fn protection(&self, prot: usize, of_file: bool) -> Result<(), Refusal> {
+        let known = prot & !PROT_KNOWN == 0;
+        match known && self.view.policy.allows_protection(prot, of_file) {
+            true => Ok(()),
+            false => Err(refuse(Errno::EACCES, "the policy does not allow this protection")),
+        }
+    }
+
     pub(super) fn memory(&mut self, call: Sysno, args: &[usize; 6]) -> Result<bool, Refusal> {
         let [a, b, c, d, e, _] = *args;
-        let low = |addr: usize| if addr < LOW { Err(refuse(Errno::EPERM, "the address is too low")) } else { Ok(()) };
-        let protection = |prot: usize, of_file| {
-            let known = prot & !PROT_KNOWN == 0;
-            match known && self.view.policy.allows_protection(prot, of_file) {
-                true => Ok(()),
-                false => Err(refuse(Errno::EACCES, "the policy does not allow this protection")),
-            }
-        };
         match call {
             #[cfg(target_arch = "x86_64")]
-            Sysno::mmap => {}
+            Sysno::mmap => return self.mmap(call, args).map(|()| true),
             #[cfg(target_arch = "x86")]
-            Sysno::mmap2 => {}
+            Sysno::mmap2 => return self.mmap(call, args).map(|()| true),
             Sysno::munmap | Sysno::msync | Sysno::mincore => self.range(a, b)?,
             Sysno::mprotect => {
                 self.range(a, b)?;
-                protection(c, false)?;
+                self.protection(c, false)?;
             }
             Sysno::madvise => {
                 self.range(a, b)?;
@@ -65,9 +65,9 @@ impl Case<'_, '_, '_> {
                 }
                 if d & (MREMAP_FIXED | MREMAP_DONTUNMAP) != 0 {
                     self.range(e, c)?;
-                }
-                if d & MREMAP_FIXED != 0 {
-                    low(e)?;
+                    if d & MREMAP_FIXED != 0 || e != 0 {
+                        low(e)?;
+                    }
                 }
             }
             Sysno::brk => {
@@ -78,32 +78,33 @@ impl Case<'_, '_, '_> {
             }
             _ => return Ok(false),
         }
-        let maps = !matches!(
-            call,
-            Sysno::munmap
-                | Sysno::msync
-                | Sysno::mincore
-                | Sysno::mprotect
-                | Sysno::madvise
-                | Sysno::mremap
-                | Sysno::brk
-        );
-        if maps {
-            if d & !MAP_KNOWN != 0 {
-                return Err(refuse(Errno::EINVAL, "mmap with flags that are not allowed"));
-            }
-            protection(c, d & MAP_ANONYMOUS == 0)?;
-            if d & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
-                self.range(a, b)?;
-                low(a)?;
-            }
-            if d & MAP_ANONYMOUS == 0 {
-                self.guest_fd(e)?;
-            }
-        } else if call == Sysno::mincore {
+        if call == Sysno::mincore {
             self.target(c)?;
         }
         self.script.only(call, *args);
         Ok(true)
     }
+
+    fn mmap(&mut self, call: Sysno, args: &[usize; 6]) -> Result<(), Refusal> {
+        let [mut a, b, c, d, e, f] = *args;
+        if d & !MAP_KNOWN != 0 {
+            return Err(refuse(Errno::EINVAL, "mmap with flags that are not allowed"));
+        }
+        self.protection(c, d & MAP_ANONYMOUS == 0)?;
+        if d & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
+            self.range(a, b)?;
+            low(a)?;
+        } else if a < LOW {
+            a = 0; // a wish, as which the kernel takes one below its own limit, too
+        }
+        if d & MAP_ANONYMOUS == 0 {
+            self.guest_fd(e)?;
+        }
+        self.script.only(call, [a, b, c, d, e, f]);
+        Ok(())
+    }
+}
+
+fn low(addr: usize) -> Result<(), Refusal> {
+    if addr < LOW { Err(refuse(Errno::EPERM, "the address is too low")) } else { Ok(()) }
 }

@@ -117,6 +117,11 @@ fn memory() {
             must!(c(map, [0, 0x1000, 7, ANON, usize::MAX, 0]), Err(Errno::EACCES));
             must!(c(map, [0, 0x1000, rw, ANON | 0x100, usize::MAX, 0]), Err(Errno::EINVAL));
             must!(c(map, [0x1000, 0x1000, rw, ANON | 0x10, usize::MAX, 0]), Err(Errno::EPERM));
+            must!(c(map, [0x1000, 0x1000, rw, ANON | 0x10_0000, usize::MAX, 0]), Err(Errno::EPERM));
+            // A wish for a low address is not heard, wherever the kernel's own limit is.
+            must!(c(map, [0x1000, 0x1000, rw, ANON, usize::MAX, 0]), Ok(at) if at >= 0x10000);
+            must!(c(map, [0xf000, 0x1000, rw, ANON, usize::MAX, 0]), Ok(at) if at >= 0x10000);
+            must!(c(map, [0x10_0000, 0x1000, rw, ANON, usize::MAX, 0]), Ok(0x10_0000));
             must!(c(Sysno::munmap, [usize::MAX & !0xfff, 0x2000]), Err(Errno::EINVAL));
             let at = c(map, [0, 0x1000, rw, ANON, usize::MAX, 0]).unwrap();
             must!(c(Sysno::mprotect, [at, 0x1000, 5]), Err(Errno::EACCES));
