@@ -152,6 +152,10 @@
 // Nothing was done: the sandbox is another process's, and this handle a copy made by fork().
 #define ASCETIC_CAUSE_FOREIGN 4
 
+// For ascetic_wait() and ascetic_serve(): without end. No other number of milliseconds means that: one that is negative, as a
+// time that is left and was computed may be, is over.
+#define ASCETIC_FOREVER INT64_MAX
+
 // Bytes that a crash record may have.
 #define ASCETIC_RECORD_MAX 262144
 
@@ -261,7 +265,8 @@ typedef struct ascetic_config {
 // What a guest runs. What it returns is the exit status.
 typedef int (*ascetic_entry)(void *arg);
 
-// A refused call. Number, arguments, path and program counter are what the guest said.
+// A refused call. Number, arguments, path and program counter are what the guest said: the path may have any characters, and
+// is nothing to show on a terminal as it is.
 typedef struct ascetic_refusal {
     // The call's number.
     uint32_t call;
@@ -298,7 +303,8 @@ const char *ascetic_strerror(int32_t code);
 // A policy that allows nothing but clock_gettime, with which the guest's rdtsc is answered. NULL if there is no memory.
 struct ascetic_policy *ascetic_policy_new(void);
 
-// Frees a policy, or nothing if it is NULL. Sandboxes that use it keep it until they are freed.
+// Frees a policy, or nothing if it is NULL. Sandboxes that use it keep it until they are freed; meanwhile it is none for new
+// ones, and freeing it again does nothing.
 void ascetic_policy_free(struct ascetic_policy *policy);
 
 // Allows what an ordinary program's libc needs besides files, memory and threads.
@@ -423,15 +429,15 @@ int ascetic_spawn(struct ascetic_policy *policy,
                   struct ascetic_sandbox **sandbox,
                   struct ascetic_error *error);
 
-// Waits until the sandbox ends, and answers its calls meanwhile; kills it after `deadline_ms` milliseconds, if that is
-// not negative. `outcome` may be NULL.
+// Waits until the sandbox ends, and answers its calls meanwhile; kills it after `deadline_ms` milliseconds, unless that is
+// ASCETIC_FOREVER. `outcome` may be NULL.
 int ascetic_wait(struct ascetic_sandbox *sandbox,
                  int64_t deadline_ms,
                  struct ascetic_outcome *outcome,
                  struct ascetic_error *error);
 
-// Waits for up to `timeout_ms` milliseconds, or without end if that is negative, for one thing to do, and does it. 1 if
-// the sandbox has ended, and then `outcome`, which may be NULL, is filled in; 0 if it has not.
+// Waits for up to `timeout_ms` milliseconds, or ASCETIC_FOREVER, for one thing to do, and does it. 1 if the sandbox has
+// ended, and then `outcome`, which may be NULL, is filled in; 0 if it has not.
 int ascetic_serve(struct ascetic_sandbox *sandbox,
                   int64_t timeout_ms,
                   struct ascetic_outcome *outcome,
@@ -440,7 +446,7 @@ int ascetic_serve(struct ascetic_sandbox *sandbox,
 // A descriptor that is readable when ascetic_serve() has something to do: for whoever polls. -1 for NULL.
 int ascetic_descriptor(const struct ascetic_sandbox *sandbox);
 
-// After how many milliseconds to call ascetic_serve() although the descriptor is not readable; -1 for never.
+// After how many milliseconds to call ascetic_serve() although the descriptor is not readable; -1 for never, as poll() has it.
 int64_t ascetic_patience(const struct ascetic_sandbox *sandbox);
 
 // Kills all of a sandbox and waits for its end. `outcome` may be NULL.

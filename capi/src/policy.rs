@@ -32,9 +32,14 @@ pub struct Policy {
     ioctls: usize,
     /// What the policy points to.
     blocks: Blocks,
-    /// Its own handle, and its sandboxes.
+    /// [`HELD`] while the program has it, and [`SANDBOX`] for each sandbox.
     users: AtomicUsize,
 }
+
+/// See [`Policy::users`].
+const HELD: usize = 1;
+/// See [`Policy::users`].
+const SANDBOX: usize = 2;
 
 /// Bytes of a socket address, from its first on: an address that begins so is allowed.
 #[repr(C)]
@@ -59,24 +64,42 @@ pub struct Limits {
 }
 
 impl Policy {
-    /// Takes one more user into account.
+    /// Takes one more sandbox into account.
     pub(crate) fn share(&self) {
-        self.users.fetch_add(1, Ordering::Relaxed);
+        self.users.fetch_add(SANDBOX, Ordering::Relaxed);
     }
 
-    /// Takes one user less into account; frees what has none.
+    /// Whether the program has not freed it.
+    pub(crate) fn held(&self) -> Result<&Self, Failure> {
+        match self.users.load(Ordering::Acquire) & HELD {
+            0 => Err(Failure::Argument("the policy was freed")),
+            _ => Ok(self),
+        }
+    }
+
+    /// Takes one sandbox less into account; frees what has no user.
     ///
     /// # Safety
     ///
-    /// `at` is of [`ascetic_policy_new`]; the user does not use it any more.
+    /// `at` is of [`ascetic_policy_new`]; the sandbox does not use it any more.
     pub(crate) unsafe fn release(at: *mut Self) {
         // SAFETY: the caller's: as long as there are users, it is there; the last one frees it.
         unsafe {
-            if (*at).users.fetch_sub(1, Ordering::Release) == 1 {
-                fence(Ordering::Acquire);
-                at.drop_in_place();
-                memory::give_back(at);
+            if (*at).users.fetch_sub(SANDBOX, Ordering::Release) == SANDBOX {
+                Self::end(at);
             }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// There are no users any more.
+    unsafe fn end(at: *mut Self) {
+        fence(Ordering::Acquire);
+        // SAFETY: the caller's; it is of `ascetic_policy_new`.
+        unsafe {
+            at.drop_in_place();
+            memory::give_back(at);
         }
     }
 
@@ -103,7 +126,7 @@ unsafe fn changing(
     // SAFETY: the caller's; no sandbox refers to it, and it is used by one thread at a time.
     let result = match unsafe { policy.as_ref() } {
         None => Err(Failure::Argument("the policy is NULL")),
-        Some(shared) if shared.users.load(Ordering::Acquire) > 1 => Err(Failure::InUse),
+        Some(shared) if shared.users.load(Ordering::Acquire) != HELD => Err(Failure::InUse),
         // SAFETY: as above.
         Some(_) => change(unsafe { &mut *policy }),
     };
@@ -125,19 +148,24 @@ pub unsafe extern "C" fn ascetic_policy_new() -> *mut Policy {
         options: 0,
         ioctls: 0,
         blocks: Blocks::new(),
-        users: AtomicUsize::new(1),
+        users: AtomicUsize::new(HELD),
     };
     // SAFETY: there is room for one.
     unsafe { at.write(new) };
     at.as_ptr()
 }
 
-/// Frees a policy, or nothing if it is NULL. Sandboxes that use it keep it until they are freed.
+/// Frees a policy, or nothing if it is NULL. Sandboxes that use it keep it until they are freed; meanwhile it is none for new
+/// ones, and freeing it again does nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_free(policy: *mut Policy) {
     if !policy.is_null() {
-        // SAFETY: a policy; the caller uses it no more.
-        unsafe { Policy::release(policy) };
+        // SAFETY: a policy; the caller uses it no more. It is there as long as it is held, or there are sandboxes.
+        unsafe {
+            if (*policy).users.fetch_and(!HELD, Ordering::Release) == HELD {
+                Policy::end(policy);
+            }
+        }
     }
 }
 

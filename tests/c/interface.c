@@ -172,7 +172,7 @@ static void configurations(void)
     config.filter_write_len = 1;
     config.placement = ASCETIC_PLACEMENT_TOGETHER;
     CHECK(ascetic_spawn(policy, &config, calls, &value, &sandbox, &error) == 0);
-    CHECK(ascetic_wait(sandbox, -1, &outcome, &error) == 0 && WEXITSTATUS(outcome.guest) == 41);
+    CHECK(ascetic_wait(sandbox, ASCETIC_FOREVER, &outcome, &error) == 0 && WEXITSTATUS(outcome.guest) == 41);
     ascetic_free(sandbox);
     ascetic_policy_free(policy);
 }
@@ -180,7 +180,7 @@ static void configurations(void)
 static void sandboxes(void)
 {
     ascetic_policy *policy = ascetic_policy_new();
-    ascetic_sandbox *sandbox;
+    ascetic_sandbox *sandbox, *second;
     ascetic_config config;
     ascetic_outcome outcome;
     int value = 41, trusted = 0, guest = 0, ended;
@@ -191,7 +191,7 @@ static void sandboxes(void)
     CHECK(ascetic_spawn(policy, NULL, calls, &value, &sandbox, &error) == 0);
     CHECK(ascetic_policy_memory(policy, &error) == ASCETIC_E_IN_USE);
     CHECK(ascetic_pids(sandbox, &trusted, &guest, &error) == 0 && trusted > 0 && guest > 0);
-    CHECK(ascetic_wait(sandbox, -1, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_GUEST);
+    CHECK(ascetic_wait(sandbox, ASCETIC_FOREVER, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_GUEST);
     CHECK(WIFEXITED(outcome.guest) && WEXITSTATUS(outcome.guest) == 41 && WIFSIGNALED(outcome.trusted));
     CHECK(ascetic_record(sandbox, record, sizeof record) == 0);
     ascetic_free(sandbox);
@@ -213,6 +213,12 @@ static void sandboxes(void)
     CHECK(ascetic_spawn(policy, NULL, hangs, NULL, &sandbox, &error) == 0);
     CHECK(ascetic_wait(sandbox, 20, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_DEADLINE);
     ascetic_free(sandbox);
+    for (int late = -1000; late < 0; late += 999) { /* what is over is over */
+        CHECK(ascetic_spawn(policy, NULL, hangs, NULL, &sandbox, &error) == 0);
+        CHECK(ascetic_serve(sandbox, late, &outcome, &error) == 0);
+        CHECK(ascetic_wait(sandbox, late, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_DEADLINE);
+        ascetic_free(sandbox);
+    }
     CHECK(ascetic_spawn(policy, NULL, hangs, NULL, &sandbox, &error) == 0);
     CHECK(ascetic_kill(sandbox, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_KILLED);
     ascetic_free(sandbox);
@@ -224,6 +230,10 @@ static void sandboxes(void)
     config.dispatch = 1;
     CHECK(ascetic_spawn(policy, &config, opens, "/etc/shadow", &sandbox, &error) == 0);
     ascetic_policy_free(policy);
+    ascetic_policy_free(policy); /* does nothing */
+    CHECK(ascetic_policy_memory(policy, &error) == ASCETIC_E_IN_USE);
+    CHECK(ascetic_spawn(policy, NULL, hangs, NULL, &second, &error) == ASCETIC_E_ARGUMENT);
+    CHECK(strstr(error.text, "freed") && ascetic_enter(policy, NULL, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_descriptor(sandbox) > 0 && ascetic_patience(sandbox) >= -1);
     while ((ended = ascetic_serve(sandbox, 5000, &outcome, &error)) == 0)
         continue;
