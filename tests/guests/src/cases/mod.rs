@@ -5,6 +5,7 @@ mod calls;
 mod debug;
 mod enter;
 mod faults;
+mod files;
 mod hostile;
 mod many;
 mod mechanisms;
@@ -68,7 +69,7 @@ fn skip(why: &str) -> ! {
 }
 
 /// Concatenates the lists of cases.
-pub struct Cases([&'static [Case]; 13]);
+pub struct Cases([&'static [Case]; 15]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
@@ -77,6 +78,7 @@ pub static CASES: Cases = Cases([
     debug::CASES,
     enter::CASES,
     faults::CASES,
+    files::CASES,
     hostile::CASES,
     many::CASES,
     mechanisms::CASES,
