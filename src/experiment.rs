@@ -13,7 +13,7 @@ use crate::signal::{AltStack, SigSet};
 use crate::sys::{self, Sysno};
 use crate::trusted::Entry;
 use crate::untrusted;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use memoffset::offset_of;
 
 /// What to leave out. The default leaves nothing out.
@@ -157,6 +157,10 @@ pub static BELIEVE_BIRTHS: AtomicBool = AtomicBool::new(false);
 
 /// The broker believes a mailbox that says that its T asks for something else, and so could not make another T.
 pub static BELIEVE_ASKS: AtomicBool = AtomicBool::new(false);
+/// Looks at whether a T waits are made without pauses.
+pub static NO_PAUSES: AtomicBool = AtomicBool::new(false);
+/// How many looks there were.
+pub static LOOKS: AtomicU32 = AtomicU32::new(0);
 /// The gates of threads are open from the beginning.
 pub static OPEN_GATES: AtomicBool = AtomicBool::new(false);
 /// The broker never opens a gate.

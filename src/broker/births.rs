@@ -1,7 +1,7 @@
 //! Threads: how pairs come and go.
 //!
 //! Two rules. A pair's place is free only when its tasks are reaped, or when the kernel has shown that there never were
-//! any. And guest code runs in no pair that was not let go here (`Verdict::go`): a task that has not announced itself runs
+//! any; and not before a T that it made has announced itself, because that began by what the pair's verdict says. And guest code runs in no pair that was not let go here (`Verdict::go`): a task that has not announced itself runs
 //! its birth script, says who it is before anything else, and stops at the gate.
 //!
 //! What the kernel shows: where a T waits after a `clone` tells whether it made another T (`Verdict::bore`) or could not
@@ -52,7 +52,7 @@ pub(crate) enum Phase {
 pub(crate) enum Waits {
     /// It was not.
     Nothing,
-    /// That this pair is born. Nobody else knows whose it is: a birth whose parent is gone is nobody's.
+    /// That this pair is born. Nobody else knows whose it is: a birth whose parent has ended is nobody's.
     Birth(usize),
     /// To be taken and told this.
     Answer(usize),
@@ -234,6 +234,12 @@ impl Sandbox<'_> {
         } else {
             slot.u = task
         }
+        // Who made its T is owed no more, if it has ended meanwhile.
+        for parent in 0..self.pairs() {
+            if self.bears(parent, k) && self.slot_ref(parent).phase == Phase::Ending {
+                self.slot(parent).waits = Waits::Nothing;
+            }
+        }
         if !watched {
             // Nobody would tell of its end: the birth has failed, and is nobody's from now on.
             if let Some(parent) = self.bearer(k) {
@@ -257,9 +263,19 @@ impl Sandbox<'_> {
         }
     }
 
-    /// Who waits for the birth of pair `child`.
+    /// Who waits for the birth of pair `child`, and lives.
     fn bearer(&self, child: usize) -> Option<usize> {
-        (0..self.pairs()).find(|k| self.slot_ref(*k).waits == Waits::Birth(child))
+        (0..self.pairs()).find(|k| self.bears(*k, child) && self.slot_ref(*k).phase == Phase::Alive)
+    }
+
+    fn bears(&self, k: usize, child: usize) -> bool {
+        self.slot_ref(k).waits == Waits::Birth(child)
+    }
+
+    /// Whether there may be a T that pair `k` made and that has not announced itself. Until it does, it goes by what the
+    /// verdict of pair `k` says.
+    fn owes(&self, k: usize) -> bool {
+        matches!(self.slot_ref(k).waits, Waits::Birth(child) if self.slot_ref(child).phase == Phase::Unborn)
     }
 
     /// The U of pair `child` is at its gate. It is opened, if somebody waits for that, who is then told.
@@ -312,12 +328,14 @@ impl Sandbox<'_> {
     /// Ends a pair both of whose tasks are known.
     fn doom(&mut self, k: usize) {
         self.kill_pair(k);
-        let slot = self.slot(k);
-        slot.phase = Phase::Ending;
-        let waits = core::mem::replace(&mut slot.waits, Waits::Nothing);
+        self.slot(k).phase = Phase::Ending;
         // A birth that it waits for goes on without it until all is known of that, too.
-        if let Waits::Birth(child) = waits {
-            if self.slot_ref(child).phase == Phase::Born {
+        if let Waits::Birth(child) = self.slot_ref(k).waits {
+            let phase = self.slot_ref(child).phase;
+            if phase != Phase::Unborn {
+                self.slot(k).waits = Waits::Nothing;
+            }
+            if phase == Phase::Born {
                 self.doom(child);
             }
         }
@@ -325,7 +343,7 @@ impl Sandbox<'_> {
 
     fn free_if_ended(&mut self, k: usize) {
         let slot = self.slot_ref(k);
-        if slot.phase == Phase::Ending && !slot.t.lives() && !slot.u.lives() {
+        if slot.phase == Phase::Ending && !slot.t.lives() && !slot.u.lives() && !self.owes(k) {
             self.free(k);
         }
     }
@@ -387,7 +405,8 @@ impl Sandbox<'_> {
     }
 
     /// Nobody of the sandbox is to be left: receives who has not announced itself yet, reaps who has ended, until there
-    /// is nobody any more, or nothing has happened for `patience` nanoseconds and as many looks as there are at least. How many are left, as far as that is known.
+    /// is nobody any more, or nothing has happened for `patience` nanoseconds and some looks. How many are left, as far as
+    /// that is known.
     pub(crate) fn clear(&mut self, patience: u64) -> u32 {
         let mut until = sys::now().saturating_add(patience);
         let (mut known, mut vain) = (0, 0);

@@ -252,6 +252,10 @@ impl Sandbox<'_> {
                 None | Some(true) => {}
                 Some(false) => {
                     slot.vain = slot.vain.saturating_add(1);
+                    #[cfg(feature = "experiments")]
+                    if crate::experiment::NO_PAUSES.load(Ordering::Relaxed) {
+                        slot.vain = 0;
+                    }
                     let (first, longest) = PAUSES;
                     slot.again = match slot.vain.checked_sub(AT_ONCE) {
                         None => 0,
@@ -340,6 +344,8 @@ impl Sandbox<'_> {
         let page = self.vault.verdict(k);
         // SAFETY: field addresses of a mapped view.
         let (ask, bore, to) = unsafe { (&raw const (*page).ask, &raw const (*page).bore, &raw const (*page).seq) };
+        #[cfg(feature = "experiments")]
+        crate::experiment::LOOKS.fetch_add(1, Ordering::Relaxed);
         let waits = sys::futex_requeue(if at == At::Ask { ask } else { bore }, to, seq).unwrap_or(false);
         if waits {
             let slot = self.slot(k);

@@ -4,7 +4,7 @@ use super::misuse::has_children;
 use super::program::{DIRECT, program};
 use super::*;
 use ascetic::abi::{Mailbox, STRIDE};
-use ascetic::experiment::{self, BELIEVE_ASKS, FORGET_UNBORN, HOLD_GATES, OPEN_GATES};
+use ascetic::experiment::{self, BELIEVE_ASKS, FORGET_UNBORN, HOLD_GATES, LOOKS, NO_PAUSES, OPEN_GATES};
 use ascetic::sandbox::Cause;
 use ascetic::sys::{self, Errno};
 use ascetic::untrusted;
@@ -25,7 +25,8 @@ pub const CASES: &[Case] = &[
     case("births_messages_of_the_dead", messages_of_the_dead),
     case("births_doorbells_open_no_gate", || doorbells(false)),
     case("births_open_gate_shows_it", || doorbells(true)),
-    case("births_forger_slows_itself", forger_slows_itself),
+    case("births_forger_slows_itself", || forger_slows_itself(false)),
+    case("births_forger_off_shows_it", || forger_slows_itself(true)),
     case("births_forger_uses_up_no_calls", forger_uses_up_no_calls),
 ];
 
@@ -177,15 +178,16 @@ fn creator_exits() {
 fn others_go_on() {
     extern "C" fn leaves(n: usize) {
         let pair = (experiment::mailbox().0 - MAILBOX.load(Ordering::SeqCst)) / STRIDE;
-        while spawn_and_join(2 + n % 8).is_err() {}
-        leave_a_birth(pair, n * 100, 0)
+        // A stack that nobody else uses: the birth may succeed.
+        while spawn_and_join(2 + n).is_err() {}
+        leave_a_birth(pair, n % 50 * 100, 0)
     }
     extern "C" fn guest(_: usize) -> i32 {
         MAILBOX.store(experiment::mailbox().0, Ordering::SeqCst);
         static WORD: AtomicU32 = AtomicU32::new(0);
         let start = ms();
         for n in 0..100 {
-            while let Err(errno) = spawn_thread(0, leaves, n % 50, &WORD) {
+            while let Err(errno) = spawn_thread(0, leaves, n, &WORD) {
                 check!(errno == Errno::EAGAIN && ms() < start + 20_000, "{errno}");
             }
             join(&WORD);
@@ -375,15 +377,15 @@ fn doorbells(open: bool) {
 
 const IDLE: usize = 60;
 
-/// What a turn costs whoever serves a guest that rings without end, in nanoseconds of its CPU; and has all its other threads
-/// seem to ask.
-fn turn(forge: bool) -> u64 {
+/// A guest that has all its threads seem to ask is looked at less and less often: it slows down itself, not those that the
+/// same thread serves.
+fn forger_slows_itself(off: bool) {
     extern "C" fn idles(_: usize) {
         let mut word = 0u32;
         // SAFETY: the word is the thread's own.
         let _ = unsafe { untrusted::call(Sysno::futex, [&raw mut word as usize, 0, 0, 0, 0, 0]) };
     }
-    extern "C" fn guest(forge: usize) -> i32 {
+    extern "C" fn guest(_: usize) -> i32 {
         static WORDS: [AtomicU32; IDLE] = [const { AtomicU32::new(0) }; IDLE];
         MAILBOX.store(experiment::mailbox().0, Ordering::SeqCst);
         for (i, word) in WORDS.iter().enumerate() {
@@ -391,7 +393,7 @@ fn turn(forge: bool) -> u64 {
         }
         let alarm = experiment::first_own_fd();
         for n in 0x4000_0000u32.. {
-            for k in 1..=IDLE * forge {
+            for k in 1..=IDLE {
                 // SAFETY: the mailboxes of other threads, which any thread of the guest can write.
                 unsafe { (&raw mut (*mailbox(k)).asks).write_volatile(n) };
             }
@@ -399,40 +401,25 @@ fn turn(forge: bool) -> u64 {
         }
         0
     }
-    fn cpu_time() -> u64 {
-        let mut ts = [0usize; 2];
-        // SAFETY: the kernel stores a timespec.
-        check!(unsafe { freestanding::call(Sysno::clock_gettime, [2, ts.as_mut_ptr() as usize]) }.is_ok());
-        ts[0] as u64 * 1_000_000_000 + ts[1] as u64
-    }
+    NO_PAUSES.store(off, Ordering::Relaxed);
     let policy = DIRECT.threads(IDLE as u32 + 1);
-    let config = Config { placement: sandbox::Placement::Floating, ..program(&policy) };
-    let mut sandbox = spawn(&config, guest, usize::from(forge));
-    let serve = |sandbox: &mut Sandbox<'_>, ms: u64| {
-        let (start, mut turns) = (sys::now(), 0);
-        while sys::now() - start < ms * 1_000_000 {
-            // With a pause, so that there is a ring for every turn.
-            let _ = sys::poll(&mut [], Some(Duration::from_micros(100)));
-            check!(sandbox.serve(Some(Duration::ZERO)).is_none());
-            turns += 1;
-        }
-        turns
-    };
+    let mut sandbox = spawn(&program(&policy), guest, 0);
     let start = sys::now();
-    while children() < 2 * (IDLE + 1) && sys::now() - start < 30_000_000_000 {
-        serve(&mut sandbox, 10);
+    while children() < 2 * (IDLE + 1) {
+        check!(sandbox.serve(Some(Duration::from_millis(10))).is_none() && sys::now() - start < 30_000_000_000);
     }
-    serve(&mut sandbox, 300);
-    let before = cpu_time();
-    let turns = serve(&mut sandbox, 500);
-    (cpu_time() - before) / turns
-}
-
-/// A guest that has all its threads seem to ask slows down itself, not those that the same thread serves.
-fn forger_slows_itself() {
-    let (honest, forged) = (turn(false), turn(true));
-    println!("a turn: {honest} ns, with forged requests: {forged} ns");
-    check!(forged < 3 * honest, "{forged} {honest}");
+    LOOKS.store(0, Ordering::Relaxed);
+    let start = sys::now();
+    let mut turns = 0;
+    while turns < 1000 || sys::now() - start < 500_000_000 {
+        check!(sandbox.serve(Some(Duration::from_millis(1))).is_none());
+        turns += 1;
+    }
+    // Eight at once, eleven on the way to the longest pause, and then as many as there are such pauses.
+    let most = IDLE as u64 * (8 + 12 + (sys::now() - start) / 50_000_000);
+    let looks = u64::from(LOOKS.load(Ordering::Relaxed));
+    println!("{looks} looks in {turns} turns, at most {most} to be");
+    check!((looks > most) == off);
 }
 
 /// Under a limit of calls, what seems to be one counts for nothing.
