@@ -213,6 +213,8 @@ typedef struct ascetic_outcome {
     int guest;
     // The trusted thread's wait status.
     int trusted;
+    // Tasks that were killed and have not ended, because they are in a call that cannot be interrupted. None runs guest code.
+    uint32_t left;
 } ascetic_outcome;
 
 // Told, in the process that called ascetic_enter(), how the guest ended, before that process ends likewise. The sandbox is
@@ -395,8 +397,10 @@ int ascetic_policy_protocol(struct ascetic_policy *policy,
 int ascetic_policy_listen(struct ascetic_policy *policy,
                           struct ascetic_error *error);
 
-// Allows the guest to send signals to its own threads.
-int ascetic_policy_signals(struct ascetic_policy *policy, struct ascetic_error *error);
+// Allows the guest to send signals to its own threads. Without it, a thread can send itself what it handles, and the
+// signals of the fault reporter.
+int ascetic_policy_signals(struct ascetic_policy *policy,
+                           struct ascetic_error *error);
 
 // Allows this much of everything.
 int ascetic_policy_limits(struct ascetic_policy *policy,

@@ -173,19 +173,22 @@ pub const STEP_KEEP: u32 = 1 << 12;
 pub const STEP_CLONE_T: u32 = 1 << 13;
 /// [`Step::flags`]: the call is a `clone` of a U, whose mailbox is [`Step::expect`].
 pub const STEP_CLONE_U: u32 = 1 << 14;
+/// [`Step::flags`]: an error ends the script, and T asks again, at [`Verdict::ask`]; the next verdict goes on with the same
+/// request.
+pub const STEP_TELL: u32 = 1 << 15;
 
 /// [`Step::nr`] of the end of T's birth script: T begins to serve.
 pub const STEP_SERVE: u32 = u32::MAX;
 /// [`Step::nr`] of the end of a verdict's script: the first argument is the reply, unless a step with [`STEP_KEEP`] made it.
 pub const STEP_REPLY: u32 = u32::MAX - 1;
-/// [`Step::nr`]: T asks again; the next verdict goes on with the same request.
-pub const STEP_ASK: u32 = u32::MAX - 2;
+/// [`Step::nr`]: T, which has made another T, waits at [`Verdict::bore`]; the next verdict goes on with the same request.
+pub const STEP_BORE: u32 = u32::MAX - 2;
 
 /// One system call of a script.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Step {
-    /// The call's number, or one of [`STEP_SERVE`], [`STEP_REPLY`], [`STEP_ASK`].
+    /// The call's number, or one of [`STEP_SERVE`], [`STEP_REPLY`], [`STEP_BORE`].
     pub nr: u32,
     /// `STEP_*` or 0.
     pub flags: u32,
@@ -218,6 +221,9 @@ pub struct Verdict {
     /// How many verdicts there have been: T executes each once. The broker moves T here (`FUTEX_CMP_REQUEUE`), which
     /// succeeds only while T waits at `ask`: the kernel's word that T is done with the last one.
     pub seq: u32,
+    /// T waits here (a futex word) instead when it has made another T, and only then; the same number as `seq`. That it does
+    /// is the kernel's word that there is one, as that it waits at `ask` is that there never was.
+    pub bore: u32,
     /// The eventfd in which T sleeps.
     pub doorbell_t: u32,
     /// The eventfd in which U sleeps.
@@ -228,17 +234,17 @@ pub struct Verdict {
     pub t: [Step; T_STEPS],
     /// What U runs before guest code.
     pub u: [Step; U_STEPS],
-    /// The first U waits here (a futex word) until it is 1.
+    /// U waits here (a futex word) until it is 1: before that no guest code runs in this pair.
     pub go: u32,
     /// What T and U write to the supervisor when they are born: the pair's number, and what happened (`birth::BORN_T`, …).
     pub born: [[u32; 2]; 3],
-    /// The process id of a new thread's U, which it cannot ask for itself.
+    /// The process id of a new thread's U, which it cannot ask for itself. Written before `go`.
     pub tid: u32,
     /// An alternate stack for T: in experiments only.
     #[cfg(feature = "experiments")]
     pub t_altstack: AltStack,
-    /// T's signal mask: everything.
-    pub t_mask: SigSet,
+    /// The signal mask of T, and of U until guest code starts: everything.
+    pub mask: SigSet,
     /// The processors of T and of U.
     pub cpus: [CpuSet; 2],
     /// The names of T and of U, as `ps` shows them.
@@ -250,7 +256,7 @@ pub struct Verdict {
     /// U's alternate stack.
     pub altstack: AltStack,
     /// U's handlers (`birth.rs` says which).
-    pub actions: [SigAction; 2],
+    pub actions: [SigAction; 3],
     /// U's segment descriptors (i386): where the runtime's state is, and the guest's thread-local storage.
     pub segments: [UserDesc; 2],
     /// U's filter, if it has one, …

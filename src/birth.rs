@@ -2,19 +2,16 @@
 //!
 //! T's interpreter runs both (`arch/*/birth.S`). The supervisor writes them into the pair's verdict before either task
 //! exists. The first pair's tasks are made by the set-up task, every other pair's T by the T of the thread that creates it,
-//! and its U by its own T.
+//! and its U by its own T. Those announce themselves before they do anything else: whoever did not runs no guest code.
 
-use crate::abi::{
-    Mailbox, STEP_CHECK, STEP_CLONE_U, STEP_MUST, STEP_SERVE, Step, T_STEPS, U_STEPS, UserDesc, Vault, VaultPage,
-    Verdict,
-};
+use crate::abi::{Mailbox, STEP_CHECK, STEP_CLONE_U, STEP_MUST, STEP_SERVE, Step, UserDesc, Vault, VaultPage, Verdict};
 use crate::arch::{self, Frame};
 use crate::clone;
 use crate::pair::Layout;
 use crate::seccomp::{self, Lockdown, Program};
 use crate::setup::OwnFds;
-use crate::signal::{self, REPORTED, SIGSEGV, SIGSYS, SigAction, SigSet};
-use crate::sys::{self, CpuSet, Sysno};
+use crate::signal::{self, KICK, REPORTED, SIGABRT, SIGBUS, SIGSEGV, SIGSYS, SigAction, SigSet};
+use crate::sys::{self, CpuSet, Errno, Sysno};
 use memoffset::offset_of;
 
 /// What the scripts of every pair of a sandbox depend on.
@@ -60,20 +57,22 @@ pub fn guest_mask() -> SigSet {
 pub const BORN_T: u32 = 0;
 /// As [`BORN_T`], of a U that exists.
 pub const BORN_U: u32 = 1;
-/// As [`BORN_T`], of a U that is locked down.
+/// As [`BORN_T`], of a U in which nothing of the guest's choosing can go wrong any more: it waits for [`Verdict::go`].
 pub const READY_U: u32 = 2;
 
 /// Appends steps; each is named by its place, which is its exit status on failure.
 struct Script<'a> {
     steps: core::slice::IterMut<'a, Step>,
     id: u32,
+    /// There was no room for a step.
+    full: bool,
     /// Address of zeros, for structures that are nothing else.
     zeros: usize,
 }
 
 impl<'a> Script<'a> {
     fn new(steps: &'a mut [Step], zeros: usize) -> Self {
-        Self { steps: steps.iter_mut(), id: 0, zeros }
+        Self { steps: steps.iter_mut(), id: 0, full: false, zeros }
     }
 
     fn push(&mut self, nr: u32, args: [usize; 6], expect: Option<usize>) {
@@ -83,9 +82,14 @@ impl<'a> Script<'a> {
     }
 
     fn flagged(&mut self, nr: u32, args: [usize; 6], flags: u32, expect: usize) {
-        if let Some(step) = self.steps.next() {
-            *step = Step { nr, flags, id: self.id, args, expect, ..Step::default() };
+        match self.steps.next() {
+            Some(step) => *step = Step { nr, flags, id: self.id, args, expect, ..Step::default() },
+            None => self.full = true,
         }
+    }
+
+    fn end(self) -> sys::Result<()> {
+        if self.full { Err(Errno::E2BIG) } else { Ok(()) }
     }
 
     /// A call that must return `expect`.
@@ -117,12 +121,16 @@ fn widen<const N: usize>(args: [usize; N]) -> [usize; 6] {
 
 /// Writes both scripts of pair `k`, and what they point to. `page` is the supervisor's view of the memory that the sandbox
 /// sees at `layout.verdict(k)`. `thread` is given for all but the first.
-pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thread>, start: Frame) {
+///
+/// # Errors
+///
+/// `E2BIG` if a script does not fit.
+pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thread>, start: Frame) -> sys::Result<()> {
     let Common { layout, supervisor, fds, lockdown, cpus, .. } = *common;
     let at = layout.verdict(k).addr();
     let one = layout.vault().addr() + offset_of!(Vault, page) + offset_of!(VaultPage, one);
     (page.doorbell_t, page.doorbell_u) = fds.doorbells(k);
-    page.t_mask = SigSet::ALL;
+    page.mask = SigSet::ALL;
     page.names = [*b"ascetic:trusted\0", *b"ascetic:guest\0\0\0"];
     page.altstack = layout.altstack(k);
     page.actions = actions();
@@ -135,6 +143,7 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     let zeros = at + offset_of!(Verdict, zeros);
     let limit = |i: usize| at + offset_of!(Verdict, limits) + i * size_of::<[usize; 2]>();
     let name = |i: usize| at + offset_of!(Verdict, names) + i * 16;
+    let mask = [sys::SIG_SETMASK, at + offset_of!(Verdict, mask), 0, 8];
     let cpu = |i: usize| at + offset_of!(Verdict, cpus) + i * size_of::<CpuSet>();
     let ring = [fds.alarm as usize, one, 8];
     let born = |what: u32| [fds.births as usize, at + offset_of!(Verdict, born) + what as usize * 8, 8];
@@ -144,7 +153,7 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
         t.must(Sysno::write, born(BORN_T), 8);
     }
     t.follow(supervisor);
-    t.must(Sysno::rt_sigprocmask, [sys::SIG_SETMASK, at + offset_of!(Verdict, t_mask), 0, 8], 0);
+    t.must(Sysno::rt_sigprocmask, mask, 0);
     t.must(Sysno::prctl, [sys::PR_SET_TSC, sys::PR_TSC_SIGSEGV], 0);
     t.must(Sysno::prctl, [sys::PR_SET_NO_NEW_PRIVS, 1], 0);
     t.must(Sysno::setrlimit, [sys::RLIMIT_CORE, limit(0)], 0);
@@ -163,18 +172,24 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
         }
     }
     t.push(STEP_SERVE, [0; 6], None);
+    t.end()?;
 
     let mut u = Script::new(&mut page.u, zeros);
+    // No handler before guest code starts, whose mask the last step sets. U has handlers and calls are caught before it is
+    // locked down, and other threads can write all that these go by: a handler would run guest code outside strict mode.
+    // What is blocked and must be handled ends U instead (`force_sig_info_to_task`, kernel/signal.c).
+    u.must(Sysno::rt_sigprocmask, mask, 0);
     if thread.is_some() {
         u.must(Sysno::write, born(BORN_U), 8);
     }
     u.follow(supervisor);
     u.must(Sysno::sigaltstack, [at + offset_of!(Verdict, altstack)], 0);
-    for sig in REPORTED {
+    for sig in REPORTED.into_iter().chain([KICK]) {
         let which = match sig {
-            SIGSEGV => 1,
-            SIGSYS if common.dispatch => 1,
-            _ => 0,
+            SIGABRT => 0,
+            SIGSYS if !common.dispatch => 0,
+            SIGSEGV | SIGBUS => 2,
+            _ => 1,
         };
         let action = at + offset_of!(Verdict, actions) + which * size_of::<SigAction>();
         u.must(Sysno::rt_sigaction, [sig as usize, action, 0, 8], 0);
@@ -199,12 +214,13 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
         if lockdown != Lockdown::Strict {
             u.may(Sysno::prctl, [sys::PR_SET_TSC, sys::PR_TSC_ENABLE]); // its T, whose child it is, gave it up
         }
-    } else {
-        // Until the set-up task is gone, and T born: nobody else runs in this address space any more.
-        let go = at + offset_of!(Verdict, go);
-        u.may(Sysno::futex, [go, sys::FUTEX_WAIT]);
-        u.must(Sysno::futex, [go, sys::FUTEX_WAIT], (-sys::EAGAIN) as isize as usize); // it is 1
+        u.must(Sysno::write, born(READY_U), 8);
     }
+    // The gate, which only the supervisor opens, and nobody else can: the word is the vault's. The first pair's, when T is
+    // born and the set-up task gone, so that nobody else runs in this address space any more.
+    let go = at + offset_of!(Verdict, go);
+    u.may(Sysno::futex, [go, sys::FUTEX_WAIT]);
+    u.must(Sysno::futex, [go, sys::FUTEX_WAIT], (-sys::EAGAIN) as isize as usize); // it is 1
     if common.dispatch {
         let (from, len) = arch::gates();
         let selector = layout.mailbox(k).addr() + offset_of!(Mailbox, selector);
@@ -220,30 +236,28 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
             u.must(Sysno::prctl, [sys::PR_SET_SECCOMP, seccomp::MODE_FILTER, program], 0);
         }
     }
-    let scratch = layout.mailbox(k).addr() + offset_of!(Mailbox, scratch);
-    if thread.is_some() {
-        u.must(Sysno::write, born(READY_U), 8);
-        u.must(Sysno::read, [page.doorbell_u as usize, scratch, 8], 8);
-    } else {
+    if thread.is_none() {
+        let scratch = layout.mailbox(k).addr() + offset_of!(Mailbox, scratch);
         u.must(Sysno::write, ring, 8);
         // No guest code before the ring was heard: it could take it back.
         u.must(Sysno::read, [fds.answer as usize, scratch, 1], 1);
     }
     u.push(arch::NR_SIGRETURN as u32, [0; 6], None);
+    u.end()
 }
 
-/// The handlers: on the alternate stack, with everything blocked but faults, so that a fault in the reporter is seen.
-/// First those that are reset on entry, so that the signal can be handed on; then those that are not, because `rdtsc` is
-/// a SIGSEGV and a caught call a SIGSYS.
-fn actions() -> [SigAction; 2] {
-    let faults = [signal::SIGSEGV, signal::SIGBUS, signal::SIGILL, signal::SIGFPE, signal::SIGTRAP, signal::SIGSYS];
+/// The handlers: on the alternate stack, with everything blocked but faults, so that a fault in the reporter is seen, and
+/// kicks. First those that are reset on entry, because nothing but the default action ends the guest by such a signal; then
+/// those that are not, because the guest may handle it; then those that can happen in a handler, in a copy of guest memory.
+fn actions() -> [SigAction; 3] {
+    let open = [SIGSEGV, SIGBUS, signal::SIGILL, signal::SIGFPE, signal::SIGTRAP, SIGSYS, KICK];
     let action = |reset| SigAction {
         handler: arch::asc_fault_entry as *const () as usize,
         flags: signal::SA_ONSTACK | signal::SA_RESTORER | arch::SA_FRAME | reset,
         restorer: arch::asc_restore as *const () as usize,
-        mask: SigSet::of(&faults).complement(),
+        mask: SigSet::of(&open).complement(),
     };
-    [action(signal::SA_RESETHAND), action(0)]
+    [action(signal::SA_RESETHAND), action(0), action(signal::SA_NODEFER)]
 }
 
 /// The call that a birth's exit status names; `None` if it names none.
@@ -257,5 +271,3 @@ pub fn failed_step(page: &Verdict, trusted: bool, status: u8) -> Option<Sysno> {
 pub fn start_sp(layout: &Layout, k: usize) -> usize {
     layout.verdict(k).addr() + offset_of!(Verdict, start)
 }
-
-static_assertions::const_assert!(T_STEPS >= 13 && U_STEPS >= REPORTED.len() + 20);

@@ -1,6 +1,11 @@
 //! Defences to leave out, one by one, so that tests can show what each is worth. Only with the feature `experiments`.
 
-use crate::abi::{Mailbox, STEP_SERVE, Step, VaultPage, Verdict};
+use crate::abi::{
+    Mailbox, OpenHow, STEP_FIRST, STEP_KEEP, STEP_REPLY, STEP_SAVE, STEP_SERVE, STEP_STOP, Step, VaultPage, Verdict,
+};
+use crate::birth;
+use crate::broker::decide::{Change, O_DIRECTORY, O_PATH};
+use crate::broker::path::Whole;
 use crate::clone::CloneFlags;
 use crate::pair::{Layout, from_state};
 use crate::setup::Plan;
@@ -61,7 +66,7 @@ impl Weaken {
             vault.fd_len = 0;
         }
         if self.unblock {
-            page.t_mask = SigSet::EMPTY;
+            page.mask = SigSet::EMPTY;
         }
         if self.altstack {
             page.t_altstack = stacks(layout).0;
@@ -123,6 +128,12 @@ pub fn first_own_fd() -> i32 {
 /// In a guest with one thread and no roots: how many descriptors the sandbox has of its own.
 pub const OWN_FDS: usize = crate::setup::MADE + 2;
 
+/// In a guest: the lowest address of this thread's alternate stack.
+pub fn altstack() -> usize {
+    // SAFETY: the verdict is mapped, and readable.
+    unsafe { (*pages().1).altstack.sp }
+}
+
 /// In a guest: T's doorbell, and U's.
 pub fn doorbells() -> (i32, i32) {
     // SAFETY: a guest's state is mapped.
@@ -131,12 +142,32 @@ pub fn doorbells() -> (i32, i32) {
 
 /// The broker believes a mailbox that says that its T asks, and does not ask the kernel.
 pub static BELIEVE_MAILBOX: AtomicBool = AtomicBool::new(false);
-/// The broker reads the path again after it has decided.
+/// The broker believes that whoever rings asks, and that every T waits then.
+pub static BELIEVE_ALARM: AtomicBool = AtomicBool::new(false);
+/// The broker reads the path, or the arguments of a call that it approves as it is, again after it has decided.
 pub static READ_AGAIN: AtomicBool = AtomicBool::new(false);
+/// T opens the path that the guest's pointer leads to, instead of the broker's copy.
+pub static GUESTS_POINTER: AtomicBool = AtomicBool::new(false);
+/// T removes names, in two steps with a descriptor between them.
+pub static UNLINK_BY_T: AtomicBool = AtomicBool::new(false);
 /// Paths are opened without `RESOLVE_BENEATH`.
 pub static NOT_BENEATH: AtomicBool = AtomicBool::new(false);
 /// The broker believes what a message about a birth says, whoever sent it.
 pub static BELIEVE_BIRTHS: AtomicBool = AtomicBool::new(false);
+
+/// The broker believes a mailbox that says that its T asks for something else, and so could not make another T.
+pub static BELIEVE_ASKS: AtomicBool = AtomicBool::new(false);
+/// The gates of threads are open from the beginning.
+pub static OPEN_GATES: AtomicBool = AtomicBool::new(false);
+/// The broker never opens a gate.
+pub static HOLD_GATES: AtomicBool = AtomicBool::new(false);
+/// The end of a sandbox does not wait for tasks that have not announced themselves.
+pub static FORGET_UNBORN: AtomicBool = AtomicBool::new(false);
+
+/// Whether a message is believed although its sender is known: it fits a pair of which no T is known, or no U.
+pub(crate) fn believed(unborn: bool, half: bool, what: u32) -> bool {
+    BELIEVE_BIRTHS.load(Ordering::Relaxed) && (unborn && what == birth::BORN_T || half && what == birth::BORN_U)
+}
 
 /// In a guest: what it believes the turn word to be, to forge the next request.
 pub fn turn() -> *mut u32 {
@@ -155,15 +186,53 @@ pub(crate) fn fault_in_reporter() {
 }
 
 /// What a broker would do that reads the request again: the name in its folder, from the mailbox as it is now.
-pub(crate) fn read_again(mailbox: *const Mailbox, data: &mut [u8]) {
-    if !READ_AGAIN.load(Ordering::Relaxed) {
-        return;
-    }
+fn name_again(mailbox: *const Mailbox, data: &mut [u8]) {
     // SAFETY: the supervisor's view of the mailbox, while the guest writes there.
     let byte = |i: usize| unsafe { (&raw const (*mailbox).data.0).cast::<u8>().wrapping_add(i).read_volatile() };
     let len = (0..crate::abi::PAYLOAD).take_while(|i| byte(*i) != 0).count();
     let name = (0..len).rev().take_while(|i| byte(*i) != b'/').count();
-    for (i, to) in data.iter_mut().skip(size_of::<crate::abi::OpenHow>()).take(name).enumerate() {
+    for (i, to) in data.iter_mut().skip(size_of::<OpenHow>()).take(name).enumerate() {
         *to = byte(len - name + i);
     }
+}
+
+/// What a broker would do that reads the request again, or has T follow the guest's pointers, once a script is written.
+/// `rest` is where in a path that is opened the part below the root begins.
+pub(crate) fn decided(mailbox: *const Mailbox, page: &mut Verdict, nr: u32, args: &[usize; 6], rest: Option<usize>) {
+    let Some(step) = page.script.first_mut() else { return };
+    if READ_AGAIN.load(Ordering::Relaxed) {
+        if rest.is_some() {
+            name_again(mailbox, &mut page.data);
+        } else if step.nr == nr {
+            // SAFETY: the supervisor's view of the mailbox, while the guest writes there.
+            step.args = unsafe { (&raw const (*mailbox).line.args).read_volatile() };
+        }
+    }
+    if let Some(rest) = rest.filter(|_| GUESTS_POINTER.load(Ordering::Relaxed)) {
+        step.args[1] = args[1] + rest;
+    }
+}
+
+/// Has T remove a name, if it is to: opens the folder, removes the name in it. `at` is where the guest sees `data`.
+pub(crate) fn unlink_by_t(change: &Change<'_>, whole: &mut Whole, roots: u32, page: &mut Verdict, at: usize) -> bool {
+    let Change::Unlink(place, false) = *change else { return false };
+    if !UNLINK_BY_T.load(Ordering::Relaxed) {
+        return false;
+    }
+    let Some((folder, name)) = whole.split(place) else { return false };
+    let (folder, name) = (folder.to_bytes(), name.to_bytes());
+    let how = [(O_PATH | O_DIRECTORY) as u64, 0, 0];
+    let bytes = how.iter().flat_map(|word| word.to_ne_bytes()).chain(folder.iter().copied()).chain([0]);
+    page.data.iter_mut().zip(bytes.chain(name.iter().copied()).chain([0])).for_each(|(to, from)| *to = from);
+    let path = at + size_of::<OpenHow>();
+    let root = roots as usize + place.root;
+    let step = |nr, flags, args| Step { nr, flags, args, ..Step::default() };
+    let script = [
+        step(Sysno::openat2 as u32, STEP_SAVE | STEP_STOP, [root, path, at, size_of::<OpenHow>(), 0, 0]),
+        step(Sysno::unlinkat as u32, STEP_KEEP | STEP_FIRST, [0, path + folder.len() + 1, 0, 0, 0, 0]),
+        step(Sysno::close as u32, STEP_FIRST, [0; 6]),
+        step(STEP_REPLY, STEP_KEEP, [0; 6]),
+    ];
+    page.script.iter_mut().zip(script).for_each(|(to, from)| *to = from);
+    true
 }

@@ -47,6 +47,7 @@ pub mod fault;
 mod make;
 pub mod pair;
 pub mod policy;
+pub mod poller;
 pub mod sandbox;
 pub mod seccomp;
 mod setup;

@@ -13,7 +13,7 @@ use crate::pair::Layout;
 use crate::policy::{Policy, ROOTS, Root};
 use crate::setup::{self, MADE, OwnFds, Plan};
 use crate::signal::SigSet;
-use crate::sys::{self, Errno, Sysno};
+use crate::sys::{self, CpuSet, Errno, Sysno};
 use crate::trusted::{self, Entry};
 use crate::untrusted::{self, State};
 use spin::Mutex;
@@ -120,6 +120,7 @@ pub(crate) struct Made {
     pub(crate) vault: View<VaultView>,
     pub(crate) mailboxes: View<Mailbox>,
     pub(crate) books: View<Books>,
+    pub(crate) epoll: Fd,
     pub(crate) alarm: Fd,
     pub(crate) crash: Option<Fd>,
     probe: (Fd, Fd),
@@ -127,6 +128,8 @@ pub(crate) struct Made {
     /// The supervisor's end, and the sandbox's.
     pub(crate) births: (Fd, Fd),
     pub(crate) roots: [Option<Fd>; ROOTS],
+    /// The CPUs that the caller may use.
+    pub(crate) allowed: CpuSet,
 }
 
 impl Made {
@@ -167,12 +170,14 @@ impl Made {
             vault,
             mailboxes,
             books: View::fresh()?,
+            epoll: sys::epoll().map(Fd).map_err(Error::of(Sysno::epoll_create1))?,
             alarm: sys::eventfd(false).map(Fd).map_err(Error::of(Sysno::eventfd2))?, // the guest may ring without end
             crash,
             probe,
             answer,
             births: sys::credential_pair().map(pair).map_err(Error::of(Sysno::socketpair))?,
             roots,
+            allowed: sys::affinity().map_err(Error::of(Sysno::sched_getaffinity))?,
         })
     }
 }
@@ -266,7 +271,7 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
             vault.code.iter_mut().zip(trusted::code()).for_each(|(to, from)| *to = *from);
             fill_vault(&mut vault.vault.page, &layout, config.policy, &own, spin);
             let frame = frame(&layout, start);
-            birth::write(&mut vault.first, 0, &common, None, frame);
+            birth::write(&mut vault.first, 0, &common, None, frame).map_err(Error::of(Sysno::clone))?;
             #[cfg(feature = "experiments")]
             config.weaken.apply(&mut vault.vault.page, &mut vault.first, &layout);
             (*made.books.at).start(&common);
@@ -341,8 +346,11 @@ unsafe fn fill_state(layout: &Layout, own: &OwnFds, spin: u32, start: Start<'_>,
         state.spin = spin;
         state.dispatch = config.dispatch;
         state.threads = layout.pairs() > 1;
+        state.pairs = layout.pairs() as u32;
+        state.uid = sys::getuid();
         state.look_away_most = if spin > 0 { config::look_away() } else { 0 };
         state.look_away = state.look_away_most;
+        untrusted::signal::inherit(&raw mut *state, 0);
         let bounds = layout.bounds(0, 0);
         state.fault.prepare(
             (stack, stack + stack_len),

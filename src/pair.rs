@@ -115,7 +115,7 @@ impl Layout {
     /// `vault` is a memfd of [`vault_len`](Self::vault_len).
     pub unsafe fn map_vault(&self, vault: i32, writable: bool) -> Result<(), Errno> {
         let (r, rw, rx) = (sys::PROT_READ, sys::PROT_READ | sys::PROT_WRITE, sys::PROT_READ | sys::PROT_EXEC);
-        let (data, len) = (self.vault().addr(), self.vault_len() - PAGE);
+        let (data, len) = (self.vault().addr(), self.vault_len()); // one page more than the file has: `behind_vault`
         // SAFETY: the addresses are reserved for this and hold nothing yet.
         unsafe {
             sys::map_shared_at(self.code(), PAGE, rx, vault, 0)?;
@@ -188,6 +188,11 @@ pub mod from_state {
     /// The vault.
     pub fn vault(state: *mut State, k: usize) -> *const Vault {
         state.with_addr(state.addr() - k * PRIVATE - STATES + 2 * PAGE).cast()
+    }
+    /// Mapped, but behind the end of the vault's file: reading it raises SIGBUS.
+    pub fn behind_vault(state: *mut State, k: usize, pairs: usize) -> usize {
+        let first = mailbox(state, k).addr().wrapping_sub(k.wrapping_mul(STRIDE));
+        first.wrapping_sub(VERDICT_TO_MAILBOX).wrapping_add(pairs.wrapping_mul(STRIDE))
     }
     /// The state of the first pair.
     pub fn first(state: *mut State, k: usize) -> *mut State {

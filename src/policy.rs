@@ -370,8 +370,8 @@ impl<'a> Policy<'a> {
         panic!("too many ioctls")
     }
 
-    /// Allows the guest to send signals to its own threads: those of the fault reporter are reported, and all end the guest
-    /// that end a process. It has no handlers of its own.
+    /// Allows the guest to send signals to its own threads. Without it, a thread can send itself what it handles, and
+    /// the signals of the fault reporter.
     pub const fn signals(mut self) -> Self {
         self.signals = true;
         self

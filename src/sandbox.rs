@@ -46,7 +46,14 @@ pub struct Outcome {
     pub guest: Status,
     /// T's wait status: SIGKILL, unless it died first.
     pub trusted: Status,
+    /// Tasks that were killed and have not ended: they are in a call that the kernel does not interrupt, as on a file system
+    /// that does not answer, or somebody traces them. None runs guest code any more. Dropping the sandbox looks again.
+    pub left: u32,
 }
+
+/// How long the end of a sandbox waits while none of its tasks ends, in nanoseconds. A task that was killed ends at once,
+/// unless it is in a call that cannot be interrupted.
+const PATIENCE: u64 = 2_000_000_000;
 
 /// Sandboxes of this process that have not ended.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -83,10 +90,12 @@ pub struct Sandbox<'a> {
     pub(crate) allowed: CpuSet,
     /// Whether the guest's scale of the time stamp counter is a good one.
     pub(crate) good_scale: bool,
-    /// The pair that asked for the end of all.
+    /// The pair that asked for the end of all: there are no new ones any more.
     pub(crate) group: Option<usize>,
-    /// Looks at a request that its T did not wait for yet; 0 if there is none.
-    pub(crate) retries: u32,
+    /// Whether all are killed, and whoever turns up.
+    pub(crate) over: bool,
+    /// When to look again at what seems to ask, in nanoseconds; 0: at once.
+    pub(crate) retry: Option<u64>,
     /// How it ended.
     outcome: Option<Outcome>,
     _live: Live,
@@ -121,7 +130,7 @@ impl Drop for Live {
 /// Says what was wrong and who is at fault; nothing is left running.
 pub fn spawn<'a>(config: &Config<'a>, entry: extern "C" fn(usize) -> i32, arg: usize) -> Result<Sandbox<'a>, Error> {
     let (made, pid) = make::create(config, Start::Call { entry, arg })?;
-    await_birth(config.policy, made, Task::new(pid))
+    await_birth(config.policy, made, pid)
 }
 
 /// Makes the caller the guest: returns in the sandbox, in a copy of the calling process, where the caller was.
@@ -163,7 +172,7 @@ unsafe extern "C" fn enter_captured(data: *mut core::ffi::c_void) -> isize {
     // SAFETY: `enter` passes its own `Enter`, which nobody else uses meanwhile.
     let call = unsafe { &mut *data.cast::<Enter<'_>>() };
     let made = make::create(call.config, Start::Resume { context: &call.context });
-    match made.and_then(|(made, pid)| await_birth(call.config.policy, made, Task::new(pid))) {
+    match made.and_then(|(made, pid)| await_birth(call.config.policy, made, pid)) {
         Ok(sandbox) => supervise(sandbox, call.config),
         Err(error) => {
             call.result = Err(error);
@@ -201,11 +210,14 @@ fn supervise(mut sandbox: Sandbox<'_>, config: &Config<'_>) -> ! {
 static NO_CORE: [usize; 2] = [0; 2];
 
 /// Follows set-up and births until guest code runs.
-fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, mut set_up: Task) -> Result<Sandbox<'a>, Error> {
-    let status = set_up.reap(true).unwrap_or(Status::Exited(255));
+fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, set_up: u32) -> Result<Sandbox<'a>, Error> {
+    // It runs none of the guest's code, and nothing of the guest's choosing keeps it.
+    let status = sys::wait(set_up, true).ok().flatten().map_or(Status::Exited(255), Status::from_raw);
     // SAFETY: the view is mapped; no guest code runs yet, so what the set-up task wrote is its own.
     let report = unsafe { (&raw const (*made.mailboxes.at).setup).read_volatile() };
-    let Made { vault, mailboxes, books, alarm, crash, answer, births, roots, .. } = made;
+    let Made { vault, mailboxes, books, epoll, allowed, alarm, crash, answer, births: (births, theirs), roots, .. } =
+        made;
+    drop(theirs); // the socket ends when the sandbox has let go of it
     // From here on, dropping the sandbox ends and reaps T and U.
     let mut sandbox = Sandbox {
         policy,
@@ -214,18 +226,19 @@ fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, mut set_up: Task) -> Resu
         mailboxes,
         roots,
         revoked: 0,
-        epoll: Fd(sys::epoll().map_err(Error::of(Sysno::epoll_create1))?),
+        epoll,
         alarm,
-        births: births.0,
+        births,
         alarms: 0,
         answer: (answer.0, Some(answer.1)),
         crash,
         pids: (report.t, report.u),
         owner: sys::pids().0,
-        allowed: sys::affinity().map_err(Error::of(Sysno::sched_getaffinity))?,
+        allowed,
         good_scale: false,
         group: None,
-        retries: 0,
+        over: false,
+        retry: None,
         outcome: None,
         _live: Live::new(),
     };
@@ -248,7 +261,8 @@ fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, mut set_up: Task) -> Resu
         (status, None) => return Err(Error::Died { task: "set-up task", status }),
     }
     sandbox.watch(0)?;
-    for (fd, what, edge) in [(sandbox.alarm.0, ALARM, true), (sandbox.births.0, BIRTH, false)] {
+    let births = (sandbox.pairs() > 1).then_some((sandbox.births.0, BIRTH, false));
+    for (fd, what, edge) in [(sandbox.alarm.0, ALARM, true)].into_iter().chain(births) {
         sys::epoll_add(sandbox.epoll.0, fd, what, edge).map_err(Error::of(Sysno::epoll_ctl))?;
     }
     // T is born while nothing else runs; U only then, because it is a guest as soon as it is born.
@@ -285,7 +299,8 @@ impl Sandbox<'_> {
             let (vault, mailboxes) = (self.vault.verdict(0), self.mailboxes.at);
             let slot = self.slot(0);
             for (is_t, task) in [(true, &mut slot.t), (false, &mut slot.u)] {
-                let Some(status) = task.reap(false) else { continue };
+                task.look();
+                let Some(status) = task.status else { continue };
                 let name = if is_t { "trusted thread" } else { "untrusted thread" };
                 // SAFETY: the views are mapped; no guest code has run: T precedes U, and U did not ring.
                 let (page, result) = unsafe { (&*vault, (&raw const (*mailboxes).birth_result).read_volatile()) };
@@ -346,7 +361,7 @@ impl Sandbox<'_> {
         loop {
             let left = until.map(|until| until.saturating_sub(sys::now()));
             if left == Some(0) {
-                let cause = self.ended().unwrap_or(Cause::Deadline);
+                let cause = self.look().unwrap_or(Cause::Deadline);
                 return self.end(cause);
             }
             if let Some(outcome) = self.serve_own(left.map(Duration::from_nanos)) {
@@ -356,7 +371,7 @@ impl Sandbox<'_> {
     }
 
     /// A descriptor that is readable when [`serve`](Self::serve) has something to do: for whoever serves many sandboxes with
-    /// one thread.
+    /// one thread, and not by a [`Poller`](crate::poller::Poller).
     pub fn descriptor(&self) -> i32 {
         self.epoll.0
     }
@@ -377,9 +392,8 @@ impl Sandbox<'_> {
     /// [`serve`](Self::serve) of a sandbox that is this process's and has not ended.
     fn serve_own(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
         let cause = match self.step(timeout) {
-            Ok(false) => return None,
-            Ok(true) => self.ended()?,
-            Err(_) => self.ended().unwrap_or(Cause::Killed), // cannot watch it any more: fail closed
+            Ok(cause) => cause?,
+            Err(_) => self.look().unwrap_or(Cause::Killed), // cannot watch it any more: fail closed
         };
         Some(self.end(cause))
     }
@@ -387,7 +401,7 @@ impl Sandbox<'_> {
     /// What there is to say without looking: how the sandbox ended, or that it is not this process's.
     fn known(&self) -> Option<Outcome> {
         let nothing = Status::Exited(255);
-        let foreign = Outcome { cause: Cause::Foreign, guest: nothing, trusted: nothing };
+        let foreign = Outcome { cause: Cause::Foreign, guest: nothing, trusted: nothing, left: 0 };
         self.outcome.or((self.owner != sys::pids().0).then_some(foreign))
     }
 
@@ -408,40 +422,32 @@ impl Sandbox<'_> {
         self.answer.1.as_ref().map_or(Ok(()), |answer| sys::write(answer.0, some).map(drop))
     }
 
-    /// Kills all tasks and waits for them.
+    /// Kills all tasks and waits for them; not for ever for one that cannot be killed ([`Outcome::left`]).
     pub fn kill(&mut self) -> Outcome {
         if let Some(outcome) = self.known() {
             return outcome;
         }
-        let cause = self.ended().unwrap_or(Cause::Killed);
+        let cause = self.look().unwrap_or(Cause::Killed);
         self.end(cause)
     }
 
     fn end(&mut self, cause: Cause) -> Outcome {
         let first = self.group.or(self.culprit()).unwrap_or(0);
-        for k in 0..self.pairs() {
-            let slot = self.slot(k);
-            if !slot.u.gone() && slot.u.reap(false).is_none() {
-                slot.u.signal(SIGKILL);
-            }
-        }
-        for k in 0..self.pairs() {
-            let slot = self.slot(k);
-            if !slot.t.gone() {
-                slot.t.end();
-            }
-            if !slot.u.gone() {
-                slot.u.end();
-            }
-        }
-        let unknown = Status::Exited(255);
+        self.over = true;
+        (0..self.pairs()).for_each(|k| self.kill_pair(k));
+        let left = self.clear(PATIENCE);
         let slot = self.slot_ref(first);
-        let (trusted, guest) = (slot.t.status.unwrap_or(unknown), slot.u.status.unwrap_or(unknown));
+        let status = |task: &Task| match (task.status, task.pid) {
+            (Some(status), _) => status,
+            (None, 0) => Status::Exited(255),
+            (None, _) => Status::Signaled { signal: SIGKILL, core: false }, // it will be
+        };
+        let (trusted, guest) = (status(&slot.t), status(&slot.u));
         // Kernels before 5.16 end all that share the memory of a task that could dump core, with its signal and before it
         // (`fs/coredump.c`, `zap_threads`). T blocks its signals, and U cannot take its memory: it was U.
         let shared = matches!(guest, Status::Signaled { signal, .. } if signal != SIGKILL && trusted.is_signal(signal));
         let cause = if cause == Cause::TrustedDied && shared { Cause::Guest } else { cause };
-        *self.outcome.insert(Outcome { cause, guest, trusted })
+        *self.outcome.insert(Outcome { cause, guest, trusted, left })
     }
 
     /// Reads what the crash reporter wrote into `buf`, if the report goes to memory of the supervisor's

@@ -8,6 +8,8 @@ pub use syscalls::{Errno, Sysno};
 
 /// `EFAULT` as a plain number.
 pub const EFAULT: i32 = 14;
+/// `EINTR` as a plain number.
+pub const EINTR: i32 = 4;
 /// `EAGAIN` as a plain number.
 pub const EAGAIN: i32 = 11;
 /// `EINVAL` as a plain number.
@@ -249,21 +251,33 @@ fn pipe_with(flags: usize) -> Result<(i32, i32)> {
     Ok((ends[0], ends[1]))
 }
 
+/// What is asked for as the buffer of [`credential_pair`], in bytes. The kernel doubles it.
+const SENT: usize = 8192;
+
+/// The most messages that [`credential_pair`] holds, besides one for each task that sends: the kernel charges a message, an
+/// empty one, too, with its `struct sk_buff` and `struct skb_shared_info`, which are more than 256 bytes on both
+/// architectures, and lets whoever finds less than the buffer charged send one more (`sock_alloc_send_pskb`,
+/// `net/core/sock.c`).
+pub const SENT_MOST: usize = 2 * SENT / 256;
+
 /// A pair of connected sockets that keep messages apart: the first, which does not block, is told who sent each
 /// (`SO_PASSCRED`, `unix(7)`).
 pub fn credential_pair() -> Result<(i32, i32)> {
     const AF_UNIX: usize = 1;
     const SOCK_SEQPACKET: usize = 5;
     const SOL_SOCKET: usize = 1;
+    const SO_SNDBUF: usize = 7;
     const SO_PASSCRED: usize = 16;
     let mut ends = [0i32; 2];
     // SAFETY: the kernel stores two descriptors.
     unsafe { sys!(socketpair, AF_UNIX, SOCK_SEQPACKET | O_CLOEXEC, 0, ends.as_mut_ptr() as usize) }?;
-    let one = 1i32;
-    // SAFETY: the kernel reads four bytes.
-    let set = unsafe { sys!(setsockopt, ends[0] as usize, SOL_SOCKET, SO_PASSCRED, &raw const one as usize, 4) };
-    match set.and_then(|_| set_nonblocking(ends[0]).map(|()| 0)) {
-        Ok(_) => Ok((ends[0], ends[1])),
+    let set = |end: i32, option, value: i32| {
+        // SAFETY: the kernel reads four bytes.
+        unsafe { sys!(setsockopt, end as usize, SOL_SOCKET, option, &raw const value as usize, 4) }.map(drop)
+    };
+    let set = set(ends[0], SO_PASSCRED, 1).and_then(|()| set(ends[1], SO_SNDBUF, SENT as i32));
+    match set.and_then(|()| set_nonblocking(ends[0])) {
+        Ok(()) => Ok((ends[0], ends[1])),
         Err(errno) => {
             ends.into_iter().for_each(close);
             Err(errno)
@@ -290,8 +304,19 @@ pub fn personality(new: Option<usize>) -> Result<usize> {
     unsafe { sys!(personality, new.unwrap_or(0xffff_ffff)) }
 }
 
-/// Receives a message of two words, and the process id of who sent it. `None` if it was of another size.
-pub fn receive(socket: i32) -> Result<Option<(u32, [u32; 2])>> {
+/// What [`receive`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A message of two words, and the process id of who sent it.
+    Words(u32, [u32; 2]),
+    /// A message of another size.
+    Other,
+    /// Nobody holds the other end any more.
+    End,
+}
+
+/// Receives a message.
+pub fn receive(socket: i32) -> Result<Received> {
     #[repr(C)]
     struct Message {
         name: [usize; 2],
@@ -326,8 +351,15 @@ pub fn receive(socket: i32) -> Result<Option<(u32, [u32; 2])>> {
     let len = unsafe { sys!(recvmsg, socket as usize, &raw mut message as usize, 0) }?;
     // SAFETY: the kernel may have stored there, which the compiler does not see.
     let (words, control) = unsafe { ((&raw const words).read_volatile(), (&raw const control).read_volatile()) };
-    let known = len == size_of_val(&words) && control.level == 1 && control.kind == SCM_CREDENTIALS;
-    Ok(known.then_some((control.pid, words)))
+    // SAFETY: as above.
+    let told = unsafe { (&raw const message.control_len).read_volatile() };
+    Ok(match (len, told) {
+        (0, 0) => Received::End, // an empty message has a sender
+        (len, _) if len == size_of_val(&words) && control.level == 1 && control.kind == SCM_CREDENTIALS => {
+            Received::Words(control.pid, words)
+        }
+        _ => Received::Other,
+    })
 }
 
 /// A new epoll.
@@ -353,6 +385,20 @@ pub fn epoll_add(epoll: i32, fd: i32, data: u64, edge: bool) -> Result<()> {
     let event = Event { events: EPOLLIN | if edge { EPOLLET } else { 0 }, data };
     // SAFETY: the kernel reads the event.
     unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_ADD, fd as usize, &raw const event as usize) }.map(drop)
+}
+
+/// Has epoll tell no more of `fd`.
+pub fn epoll_remove(epoll: i32, fd: i32) {
+    const EPOLL_CTL_DEL: usize = 2;
+    // SAFETY: without an event.
+    let _ = unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_DEL, fd as usize, 0) };
+}
+
+/// Asks epoll to tell nothing more of `fd`.
+pub fn epoll_delete(epoll: i32, fd: i32) -> Result<()> {
+    const EPOLL_CTL_DEL: usize = 2;
+    // SAFETY: the kernel looks at no event.
+    unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_DEL, fd as usize) }.map(drop)
 }
 
 /// Waits for events for up to `timeout` milliseconds; -1 for ever.
@@ -427,6 +473,18 @@ pub fn mapped(pid: u32) -> Result<usize> {
 pub fn yield_now() {
     // SAFETY: gives up the CPU.
     let _ = unsafe { sys!(sched_yield) };
+}
+
+/// The user id.
+pub fn getuid() -> u32 {
+    // `getuid` of i386 has 16 bits.
+    #[cfg(target_arch = "x86")]
+    // SAFETY: no arguments.
+    let uid = unsafe { sys!(getuid32) };
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: no arguments.
+    let uid = unsafe { sys!(getuid) };
+    uid.unwrap_or(0) as u32
 }
 
 /// The caller's working folder into `buf`; its length without the NUL.
@@ -626,6 +684,51 @@ pub fn exit(status: i32) -> ! {
         // SAFETY: does not return.
         let _ = unsafe { sys!(exit, status as usize) };
     }
+}
+
+/// Whether a child of any kind has ended, and how: the first word of `wait4(2)`. It is not reaped. `ECHILD` if there is no
+/// such child.
+pub fn ended(pid: u32) -> Result<Option<i32>> {
+    const P_PID: usize = 1;
+    const WEXITED: usize = 4;
+    const WNOWAIT: usize = 0x100_0000;
+    const CLD_EXITED: i32 = 1;
+    const CLD_DUMPED: i32 = 3;
+    /// `struct siginfo` of SIGCHLD.
+    #[repr(C)]
+    struct Info {
+        signal: i32,
+        errno: i32,
+        code: i32,
+        child: Child,
+        rest: [usize; 16],
+    }
+    #[repr(C)]
+    struct Child {
+        pid: u32,
+        uid: u32,
+        status: i32,
+        times: [usize; 2],
+    }
+    let child = Child { pid: 0, uid: 0, status: 0, times: [0; 2] };
+    let mut info = Info { signal: 0, errno: 0, code: 0, child, rest: [0; 16] };
+    let at = &raw mut info;
+    // SAFETY: the kernel stores a siginfo, which is no larger.
+    unsafe { sys!(waitid, P_PID, pid as usize, at as usize, WEXITED | WNOWAIT | WNOHANG | WALL, 0) }?;
+    // SAFETY: as above.
+    let (pid, code, status) = unsafe {
+        (
+            (&raw const (*at).child.pid).read_volatile(),
+            (&raw const (*at).code).read_volatile(),
+            (&raw const (*at).child.status).read_volatile(),
+        )
+    };
+    let word = match code {
+        CLD_EXITED => (status & 0xff) << 8,
+        CLD_DUMPED => status & 0x7f | 0x80,
+        _ => status & 0x7f,
+    };
+    Ok((pid != 0).then_some(word))
 }
 
 /// Waits for a child of any kind. `None` when `block` is false and it still lives.

@@ -2,22 +2,27 @@
 
 use crate::error::{Error, Status};
 use crate::make::Fd;
-use crate::signal::SIGKILL;
 use crate::sys::{self, Sysno};
 
-/// A task of a sandbox: a child of this process until it is reaped.
+/// A task of a sandbox: a child of this process until it is reaped. Until then its process id is no other's; so it is reaped
+/// only when all that it said has been heard.
 #[derive(Debug)]
 pub(crate) struct Task {
+    /// 0 if there is none.
     pub(crate) pid: u32,
     pidfd: Option<Fd>,
+    /// How it ended, once that was seen.
     pub(crate) status: Option<Status>,
-    /// The process whose child it is.
-    owner: u32,
+    reaped: bool,
 }
 
 impl Task {
-    pub(crate) fn new(pid: u32) -> Self {
-        Self { pid, pidfd: None, status: None, owner: sys::pids().0 }
+    pub(crate) const fn none() -> Self {
+        Self::new(0)
+    }
+
+    pub(crate) const fn new(pid: u32) -> Self {
+        Self { pid, pidfd: None, status: None, reaped: false }
     }
 
     /// Has its end told to an epoll, as `data`.
@@ -28,49 +33,53 @@ impl Task {
         Ok(())
     }
 
-    /// Whether there is nothing to be ended any more.
-    pub(crate) fn gone(&self) -> bool {
-        self.pid == 0 || self.status.is_some()
+    /// Whether it is this process, reaped or not.
+    pub(crate) fn is(&self, pid: u32) -> bool {
+        self.pid == pid && pid != 0 && !self.reaped
     }
 
-    /// Takes the status if the task has ended.
-    pub(crate) fn reap(&mut self, block: bool) -> Option<Status> {
-        if self.status.is_none() && self.pid != 0 {
-            self.status = match sys::wait(self.pid, block) {
-                Ok(raw) => raw.map(Status::from_raw),
-                // Somebody else took it: all that is known is that it is gone.
-                Err(_) => Some(Status::Exited(255)),
-            };
-        }
-        if self.status.is_some() {
-            self.pidfd = None; // it would go on telling its end
-        }
-        self.status
+    /// Whether there is one that has not been seen to end.
+    pub(crate) fn lives(&self) -> bool {
+        self.pid != 0 && self.status.is_none()
     }
 
-    /// Sends a signal, if the task was made.
+    /// Whether there is one, ended or not, that was not reaped.
+    pub(crate) fn remains(&self) -> bool {
+        self.pid != 0 && !self.reaped
+    }
+
+    /// Looks whether it has ended. Whether that is news.
+    pub(crate) fn look(&mut self) -> bool {
+        if !self.lives() {
+            return false;
+        }
+        match sys::ended(self.pid) {
+            Ok(None) => return false,
+            Ok(Some(raw)) => self.status = Some(Status::from_raw(raw)),
+            // Somebody else took it: all that is known is that it is gone.
+            Err(_) => (self.status, self.reaped) = (Some(Status::Exited(255)), true),
+        }
+        self.pidfd = None; // it would go on telling its end
+        true
+    }
+
+    /// Reaps a task that was seen to end.
+    pub(crate) fn reap(&mut self) {
+        if self.remains() && self.status.is_some() {
+            let _ = sys::wait(self.pid, false);
+            self.reaped = true;
+        }
+    }
+
+    /// Sends a signal, if it lives.
     pub(crate) fn signal(&self, sig: i32) {
+        if !self.lives() {
+            return;
+        }
         let _ = match &self.pidfd {
             // Somebody's filter may not know the call; the task is not reaped, so its id is its own.
             Some(fd) => sys::pidfd_send_signal(fd.0, sig).or_else(|_| sys::kill(self.pid, sig)),
-            None if self.pid != 0 => sys::kill(self.pid, sig),
-            None => Ok(()),
+            None => sys::kill(self.pid, sig),
         };
-    }
-
-    pub(crate) fn end(&mut self) -> Status {
-        if self.reap(false).is_none() {
-            self.signal(SIGKILL);
-        }
-        self.reap(true).unwrap_or(Status::Exited(255))
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        // A forked copy of this value, in a process that is not the parent, ends nothing.
-        if self.owner == sys::pids().0 {
-            self.end();
-        }
     }
 }

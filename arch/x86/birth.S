@@ -30,7 +30,7 @@ LABEL asc_script
     movd    %ebp, %xmm6
 LABEL asc_script_verdict
     movd    %esi, %xmm3
-    cmpl    $STEP_ASK, STEP_NR(%esi)    # the pseudo steps are the highest numbers
+    cmpl    $STEP_BORE, STEP_NR(%esi)   # the pseudo steps are the highest numbers
     jae     asc_script_special
     movd    %xmm4, %eax
     STEP_ARG 0, %ebx
@@ -57,7 +57,7 @@ LABEL asc_script_verdict
     test    $STEP_KEEP, %ecx
     jz      4f
     mov     %eax, MAILBOX_RESULT(%ebp)
-4:  test    $STEP_STOP | STEP_MUST, %ecx
+4:  test    $STEP_STOP | STEP_TELL | STEP_MUST, %ecx
     jz      5f
     cmp     $-MAX_ERRNO, %eax
     jae     asc_script_error
@@ -71,6 +71,8 @@ LABEL asc_script_verdict
 LABEL asc_script_error
     test    $STEP_STOP, %ecx
     jnz     asc_direct_reply
+    test    $STEP_TELL, %ecx
+    jnz     asc_deep_ask
 LABEL asc_script_fail
     mov     %eax, MAILBOX_BIRTH_RESULT(%ebp)
     mov     STEP_ID(%esi), %ebx
@@ -88,7 +90,7 @@ LABEL asc_script_child                  # the new task: all it keeps of its crea
     jmp     asc_script
 
 LABEL asc_script_special
-    je      asc_deep_ring
+    je      asc_deep_bore
     cmpl    $STEP_SERVE, STEP_NR(%esi)
     je      asc_direct
     mov     STEP_FLAGS(%esi), %ecx      # STEP_REPLY

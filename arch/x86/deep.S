@@ -7,11 +7,15 @@
 # verdict, then its number, then wakes T. A number other than the last one is executed, once: the number of the last is
 # kept in a register, and a wait that finds another returns at once, so that no wake-up is lost.
 #
+# asc_deep_ask asks again, from a script: a clone has failed. asc_deep_bore is where T goes when one has not: it waits at a
+# word of its own, so that the broker knows which, and without a ring, because the new tasks tell of themselves.
+#
 # asc_token opens a file in a way that the broker has approved before.
 #
 #   parameters   asc_deep: %xmm5 turn word   %xmm6 mailbox   %xmm7 vault, and in the next place the number of the last
 #                verdict   asc_token: %ebx vault   %ebp mailbox
 #   result       asc_deep: %xmm7 the number of the verdict   %esi its script   %ebx vault   %ebp mailbox
+#   locals       %xmm3 where T waits
 #   temporaries  every general register, %xmm0
 #
 # int $0x80 only: sysenter reads a word from the stack.
@@ -21,6 +25,9 @@ TRUSTED_FUNC asc_deep
     movd    %xmm6, %ebp
     movd    %xmm5, %ecx
     mov     %ecx, MAILBOX_ASKS(%ebp)
+LABEL asc_deep_ask
+    lea     VERDICT_ASK(%ebp), %ecx
+    movd    %ecx, %xmm3
 LABEL asc_deep_ring
     movd    %xmm7, %ebp
     mov     VAULT_ALARM(%ebp), %ebx
@@ -28,9 +35,11 @@ LABEL asc_deep_ring
     mov     $EVENT_SIZE, %edx
     mov     $NR_WRITE, %eax
     int     $0x80                       # a result is of no use: if nobody hears it, T rings again
+LABEL asc_deep_wait
+    movd    %xmm7, %ebp
     lea     VAULT_PATIENCE(%ebp), %esi
     movd    %xmm6, %ebp
-    lea     VERDICT_ASK(%ebp), %ebx
+    movd    %xmm3, %ebx
     xor     %ecx, %ecx                  # FUTEX_WAIT, shared: the broker is another process
     pshufd  $1, %xmm7, %xmm0
     movd    %xmm0, %edx
@@ -44,6 +53,11 @@ LABEL asc_deep_ring
     paddd   VAULT_SECOND(%ebx), %xmm7   # there is one verdict a wait: the next number
     lea     VERDICT_SCRIPT(%ebp), %esi
     jmp     asc_script_verdict
+
+LABEL asc_deep_bore
+    lea     VERDICT_BORE(%ebp), %ecx
+    movd    %ecx, %xmm3
+    jmp     asc_deep_wait
 END asc_deep
 
 TRUSTED_FUNC asc_token

@@ -5,6 +5,7 @@
 .set EVENT_SIZE, {event_size}
 .set EXIT_DOORBELL, {exit_doorbell}
 .set MAX_ERRNO, {max_errno}
+.set EINTR, {eintr}
 .set FUTEX_CMD_MASK, {futex_cmd_mask}
 .set NR_FUTEX, {nr_futex}
 .set NR_OPENAT2, {nr_openat2}
@@ -54,11 +55,13 @@
 .set STEP_CLONE_T, {step_clone_t}
 .set STEP_CLONE, {step_clone}
 .set STEP_SERVE, {step_serve}
-.set STEP_ASK, {step_ask}
+.set STEP_TELL, {step_tell}
+.set STEP_BORE, {step_bore}
 # A pair's verdict lies at a fixed distance below its mailbox, which T's base register points to.
 .set VERDICT, {verdict}
 .set VERDICT_ASK, VERDICT + {verdict_ask}
 .set VERDICT_SEQ, VERDICT + {verdict_seq}
+.set VERDICT_BORE, VERDICT + {verdict_bore}
 .set VERDICT_DOORBELL_T, VERDICT + {verdict_doorbell_t}
 .set VERDICT_DOORBELL_U, VERDICT + {verdict_doorbell_u}
 .set VERDICT_SCRIPT, VERDICT + {verdict_script}
@@ -77,5 +80,7 @@
 .set CONTEXT_ESI, {context_esi}
 .set CONTEXT_EDI, {context_edi}
 .set CONTEXT_EBP, {context_ebp}
+.set FRAME_REGISTERS, {frame_registers}
+.set FRAME_PC, {frame_pc}
 .set CONTEXT_PC, {context_pc}
 .set CONTEXT_SP, {context_sp}

@@ -25,7 +25,7 @@ LABEL asc_trusted_birth_unpoisoned      # tests enter here to show what the line
     ldmxcsr VAULT_MXCSR(%rbx)
 LABEL asc_script
     mov     STEP_NR(%r15), %eax
-    cmp     $STEP_ASK, %eax             # the pseudo steps are the highest numbers
+    cmp     $STEP_BORE, %eax            # the pseudo steps are the highest numbers
     jae     asc_script_special
     mov     STEP_FLAGS(%r15), %r11d
     STEP_ARG 0, %rdi
@@ -45,7 +45,7 @@ LABEL asc_script
     test    $STEP_KEEP, %ecx
     jz      2f
     mov     %rax, MAILBOX_RESULT(%rbp)
-2:  test    $STEP_STOP | STEP_MUST, %ecx
+2:  test    $STEP_STOP | STEP_TELL | STEP_MUST, %ecx
     jz      3f
     cmp     $-MAX_ERRNO, %rax
     jae     asc_script_error
@@ -59,6 +59,8 @@ LABEL asc_script
 LABEL asc_script_error
     test    $STEP_STOP, %ecx
     jnz     asc_direct_reply
+    test    $STEP_TELL, %ecx
+    jnz     asc_deep_ask
 LABEL asc_script_fail
     mov     %rax, MAILBOX_BIRTH_RESULT(%rbp)
     mov     STEP_ID(%r15), %edi
@@ -75,7 +77,7 @@ LABEL asc_script_child                  # the new task: all it keeps of its crea
     jmp     asc_script
 
 LABEL asc_script_special
-    je      asc_deep_ring
+    je      asc_deep_bore
     cmp     $STEP_SERVE, %eax
     je      asc_direct
     mov     STEP_FLAGS(%r15), %ecx      # STEP_REPLY

@@ -16,9 +16,40 @@ GATE_FUNC asc_gate
     ret
 END asc_gate
 
+# asc_pass(nr, a, b, c, kicked) -> result: the same for a call that a signal of the guest's interrupts. A kick before the
+# system call is either seen in *kicked, or its handler goes on at asc_pass_interrupted.
+#
+#   in        %edi nr   %rsi a   %rdx b   %rcx c   %r8 kicked
+#   clobbers  %rax %rcx %rdx %rsi %rdi %r11
+GATE_FUNC asc_pass
+    mov     %edi, %eax
+    mov     %rsi, %rdi
+    mov     %rdx, %rsi
+    mov     %rcx, %rdx
+LABEL asc_pass_from
+    cmpl    $0, (%r8)
+    jne     asc_pass_interrupted
+LABEL asc_pass_call
+    syscall
+    ret
+LABEL asc_pass_interrupted
+    mov     $-EINTR, %rax
+    ret
+END asc_pass
+
+# CFI: the frame that the kernel saved, \at bytes from where the stack pointer points, has what all registers were.
+.macro RESTORED at:req
+    RESTORES_SP 7, \at + FRAME_REGISTERS + 15 * WORD
+    .set REGISTER, FRAME_REGISTERS
+    .irp reg, 8, 9, 10, 11, 12, 13, 14, 15, 5, 4, 6, 3, 1, 0, 2 # r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx
+    RESTORES \reg, 7, \at + REGISTER
+    .set REGISTER, REGISTER + WORD
+    .endr
+    RESTORES 16, 7, \at + FRAME_PC
+.endm
+
 # The restorer: a handler returns here. Strict mode allows rt_sigreturn.
-GATE_FUNC asc_restore
-    .cfi_undefined %rip
+RESTORER asc_restore
     mov     $NR_SIGRETURN, %eax
     syscall
     ud2

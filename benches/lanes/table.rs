@@ -64,10 +64,13 @@ fn lanes(one: Where, across: Option<Where>) -> Vec<Lane> {
             work_lane("token_hot", "openat and close, by token, hot", Work::Token, Placement::Apart),
             work_lane("open_hot", "openat and close, by the broker, T on another CPU", Work::Open, Placement::Apart),
             peer(("peer", "lines", "a word there and back, two CPUs, two lines"), FAST, move |log| {
-                peers::words(log, across, true)
+                peers::words(log, across, peers::Way::Apart)
             }),
             peer(("peer", "line", "a word there and back, two CPUs, one line"), FAST, move |log| {
-                peers::words(log, across, false)
+                peers::words(log, across, peers::Way::Together)
+            }),
+            peer(("peer", "bare", "a word there, getppid, a word back, no checks"), FAST, move |log| {
+                peers::words(log, across, peers::Way::WithCall)
             }),
         ]);
     }

@@ -421,7 +421,8 @@ pub unsafe extern "C" fn ascetic_policy_listen(policy: *mut Policy, error: *mut 
     unsafe { changing(policy, error, |policy| policy.change(policy::Policy::listen)) }
 }
 
-/// Allows the guest to send signals to its own threads.
+/// Allows the guest to send signals to its own threads. Without it, a thread can send itself what it handles, and the
+/// signals of the fault reporter.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_signals(policy: *mut Policy, error: *mut Error) -> c_int {
     // SAFETY: the caller's.

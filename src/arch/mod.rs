@@ -22,6 +22,7 @@ macro_rules! assembly {
             include_str!(concat!("../../arch/", $arch, "/enter.S")),
             include_str!(concat!("../../arch/", $arch, "/fault.S")),
             include_str!(concat!("../../arch/", $arch, "/gate.S")),
+            include_str!(concat!("../../arch/", $arch, "/signal.S")),
             include_str!(concat!("../../arch/", $arch, "/copy.S")),
             word = const size_of::<usize>(),
             eflags_clean = const EFLAGS_CLEAN,
@@ -29,6 +30,7 @@ macro_rules! assembly {
             event_size = const size_of::<u64>(),
             exit_doorbell = const crate::trusted::EXIT_DOORBELL,
             max_errno = const crate::sys::MAX_ERRNO,
+            eintr = const crate::sys::EINTR,
             futex_cmd_mask = const crate::sys::FUTEX_CMD_MASK,
             nr_futex = const syscalls::Sysno::futex as i32,
             nr_openat2 = const syscalls::Sysno::openat2 as i32,
@@ -78,10 +80,12 @@ macro_rules! assembly {
             step_clone_t = const abi::STEP_CLONE_T,
             step_clone = const abi::STEP_CLONE_T | abi::STEP_CLONE_U,
             step_serve = const abi::STEP_SERVE as i32,
-            step_ask = const abi::STEP_ASK as i32,
+            step_tell = const abi::STEP_TELL,
+            step_bore = const abi::STEP_BORE as i32,
             verdict = const -(abi::VERDICT_TO_MAILBOX as isize),
             verdict_ask = const offset_of!(Verdict, ask),
             verdict_seq = const offset_of!(Verdict, seq),
+            verdict_bore = const offset_of!(Verdict, bore),
             verdict_doorbell_t = const offset_of!(Verdict, doorbell_t),
             verdict_doorbell_u = const offset_of!(Verdict, doorbell_u),
             verdict_script = const offset_of!(Verdict, script),
@@ -95,6 +99,8 @@ macro_rules! assembly {
             mailbox_asks = const offset_of!(Mailbox, asks),
             mailbox_scratch = const offset_of!(Mailbox, scratch),
             mailbox_birth_result = const offset_of!(Mailbox, birth_result),
+            frame_registers = const offset_of!(Frame, gregs),
+            frame_pc = const FRAME_PC,
             context_pc = const offset_of!(Context, pc),
             context_sp = const offset_of!(Context, sp),
             $($name = const offset_of!(Context, $field),)*
@@ -105,16 +111,36 @@ macro_rules! assembly {
     };
 }
 
-#[cfg(target_arch = "x86_64")]
-#[path = "x86_64.rs"]
-mod imp;
 #[cfg(target_arch = "x86")]
-#[path = "x86.rs"]
-mod imp;
+mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
-pub use imp::*;
+#[cfg(target_arch = "x86")]
+pub use x86::*;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::*;
 
 use crate::abi::{Mailbox, Step, Vault};
+use crate::signal::{AltStack, SigSet};
+
+/// How a handler of the guest's is entered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub sig: i32,
+    pub handler: usize,
+    /// Where the handler returns to.
+    pub restorer: usize,
+    /// Whether it gets a `siginfo_t` and a `ucontext_t`.
+    #[cfg_attr(target_arch = "x86_64", expect(dead_code, reason = "it always does here"))]
+    pub siginfo: bool,
+    /// The frame goes below this address.
+    pub top: usize,
+    /// What the frame says of the mask and of the alternate stack.
+    pub mask: SigSet,
+    /// As `mask`.
+    pub alt: AltStack,
+}
 
 /// Notes the control words of the FPU, which belong to what a called function preserves.
 pub fn save_control_words(context: &mut Context) {
@@ -188,6 +214,36 @@ unsafe extern "C" {
     ///
     /// As the call's manual page says of these arguments.
     pub fn asc_gate(nr: u32, a: usize, b: usize, c: usize) -> usize;
+    /// `arch/*/gate.S`: the same for a call that a signal of the guest's interrupts: `EINTR` if `kicked` is not 0.
+    ///
+    /// # Safety
+    ///
+    /// As [`asc_gate`]; `kicked` is readable.
+    pub fn asc_pass(nr: u32, a: usize, b: usize, c: usize, kicked: *const u32) -> usize;
+    /// `arch/*/gate.S`: from here to [`asc_pass_call`] (included), the call has not been made …
+    pub fn asc_pass_from();
+    /// See [`asc_pass_from`].
+    pub fn asc_pass_call();
+    /// … and is not made by going on here.
+    pub fn asc_pass_interrupted();
+    /// `arch/*/signal.S`: has the handler deliver the guest's signals, before it returns.
+    pub fn asc_deliver();
+    /// `arch/*/signal.S`: where that traps.
+    pub fn asc_deliver_at();
+    /// `arch/*/signal.S`: where handlers of the guest's return to that have no restorer, or need none.
+    pub fn asc_return();
+    /// As [`asc_return`], for a handler without `SA_SIGINFO`.
+    pub fn asc_return_old();
+    /// `arch/*/signal.S`: an instruction that raises SIGILL, …
+    pub fn asc_cause_ill();
+    /// … SIGFPE, …
+    pub fn asc_cause_fpe();
+    /// … SIGTRAP, …
+    pub fn asc_cause_trap();
+    /// … SIGBUS, if the result register has an address behind the end of a file, …
+    pub fn asc_cause_bus();
+    /// … SIGSYS, if the guest's calls are caught.
+    pub fn asc_cause_sys();
     /// `arch/*/gate.S`: behind the last gate.
     pub fn asc_gate_end();
     /// `arch/*/gate.S`: where a new thread starts.

@@ -1,5 +1,9 @@
 //! x86 (i686): `int $0x80`, `sigreturn`, the old frame without siginfo.
 
+mod deliver;
+
+pub(crate) use deliver::fault_info;
+
 use crate::abi::UserDesc;
 use crate::signal::{AltStack, SigSet};
 use syscalls::Sysno;
@@ -21,6 +25,8 @@ pub const NR_SIGRETURN: i32 = Sysno::sigreturn as i32;
 /// Flags of a handler beyond `SA_ONSTACK` and `SA_RESTORER`: none. With `SA_SIGINFO` the kernel would build a frame
 /// that only `rt_sigreturn` can take down, and strict mode forbids that here.
 pub const SA_FRAME: usize = 0;
+/// Bytes of a system call instruction.
+pub const CALL_LEN: usize = 2;
 /// Bytes below the stack pointer that a function may use (System V ABI).
 pub const RED_ZONE: usize = 0;
 /// The bytes of a trap that is not repeated by returning to it, and how far behind it the program counter is.
@@ -130,6 +136,7 @@ const EBX: usize = 4;
 const EDX: usize = 5;
 const ECX: usize = 6;
 const EAX: usize = 7;
+const FRAME_PC: usize = core::mem::offset_of!(Frame, eip);
 
 /// Names of the registers in [`Frame::registers`], in order.
 pub const REGISTERS: [&str; 19] = [
@@ -207,6 +214,9 @@ impl Frame {
         [self.oldmask, self.extramask] = mask.words();
         self.fpstate = fpstate as u32;
     }
+
+    /// `ss_flags` of no alternate stack that a frame could tell.
+    pub const NO_ALT: i32 = -1;
 
     /// The result of a call.
     pub fn set_result(&mut self, result: usize) {

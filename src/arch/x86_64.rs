@@ -1,5 +1,9 @@
 //! x86_64: `syscall`, `rt_sigreturn`, the siginfo frame.
 
+mod deliver;
+
+pub(crate) use deliver::fault_info;
+
 use crate::abi::UserDesc;
 use crate::signal::{AltStack, SigSet};
 use syscalls::Sysno;
@@ -28,6 +32,8 @@ pub const EFLAGS_TF: u32 = 1 << 8;
 pub const NR_SIGRETURN: i32 = Sysno::rt_sigreturn as i32;
 /// Flags of a handler beyond `SA_ONSTACK` and `SA_RESTORER`: `SA_SIGINFO`.
 pub const SA_FRAME: usize = 4;
+/// Bytes of a system call instruction.
+pub const CALL_LEN: usize = 2;
 /// Bytes below the stack pointer that a function may use (System V ABI).
 pub const RED_ZONE: usize = 128;
 /// The bytes of a trap that is not repeated by returning to it, and how far behind it the program counter is.
@@ -125,6 +131,7 @@ const RCX: usize = 14;
 const RSP: usize = 15;
 const RIP: usize = 16;
 const EFLAGS: usize = 17;
+const FRAME_PC: usize = core::mem::offset_of!(Frame, gregs) + RIP * size_of::<u64>();
 /// `UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS`: %ss is in the frame and is to be restored.
 const UC_FLAGS: u64 = 2 | 4;
 /// Selectors of 64-bit user code and data (`arch/x86/include/asm/segment.h`).
@@ -206,6 +213,9 @@ impl Frame {
         self.sigmask = mask;
         self.fpstate = fpstate as u64;
     }
+
+    /// `ss_flags` of no alternate stack that a frame could tell: there is always one here.
+    pub const NO_ALT: i32 = -1;
 
     /// The result of a call.
     pub fn set_result(&mut self, result: usize) {

@@ -1,33 +1,31 @@
 //! The broker: takes requests, has them decided, and gives T its verdicts.
 //!
 //! What it believes about T it learns from the kernel: that T waits for a verdict, because a `FUTEX_CMP_REQUEUE` from the
-//! verdict's first word, which only T can wait at, found somebody there; who is born, because the kernel puts the sender's
-//! process id beside a message; who has ended, from pidfds. The alarm that wakes it and the mailboxes that it reads are
-//! the guest's to forge: they cost the guest's own time.
+//! verdict's first word, which only T can wait at, found somebody there; who is born and who has ended, as
+//! [`births`] says. The alarm that wakes it and the mailboxes that it reads are the guest's to forge: they cost the guest's
+//! own time.
 //!
-//! One thread can serve many sandboxes ([`Sandbox::descriptor`]); each is served in turn, one batch of events at a time.
+//! One thread can serve many sandboxes ([`Poller`](crate::poller::Poller), or anything that polls [`Sandbox::descriptor`]);
+//! each is served in turn, one batch of events at a time.
 
+mod births;
 pub mod decide;
 mod files;
 pub mod path;
 mod refused;
 
+pub(crate) use births::Phase;
 pub use refused::Refused;
 
-use crate::abi::{
-    Mailbox, PAIRS, PAYLOAD, STEP_ASK, STEP_CLONE_T, STEP_REPLY, STEP_STOP, Step, TOKEN_PATH, Token, Verdict as Page,
-};
-use crate::arch::{self, Frame};
-use crate::birth::{self, Common, Thread};
-use crate::clone;
-use crate::config;
+use crate::abi::{PAIRS, PAYLOAD, STEP_REPLY, Step, TOKEN_PATH, Token, Verdict as Page};
+use crate::birth::Common;
 use crate::error::{Error, Status};
-use crate::make::POISON;
 use crate::pair::Layout;
 use crate::sandbox::{Cause, Sandbox};
-use crate::signal::{self, SIGKILL};
-use crate::sys::{self, Errno, Event, Sysno};
+use crate::signal;
+use crate::sys::{self, Errno, Event};
 use crate::task::Task;
+use births::{HELD, Slot, TURN, Waits};
 use core::mem::{MaybeUninit, offset_of};
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
@@ -44,54 +42,20 @@ const END_U: u64 = 4 << 32;
 /// Signals that a guest may ask for by its alarm: an abort takes two. After that nobody listens, so that a flood costs
 /// only the guest.
 const ALARMS: u32 = 64;
-/// How often the broker looks, giving up the CPU in between, for a T that rang and does not wait yet; then T rings again.
-const RETRIES: u32 = 64;
+/// How often the broker looks in vain whether a T waits that seems to ask, giving up the CPU in between: it rings just
+/// before it does. Then the pauses begin, each twice as long as the last. So a guest that has others seem to ask slows down
+/// its own sandbox.
+const AT_ONCE: u32 = 8;
+/// The first pause and the longest, in nanoseconds.
+const PAUSES: (u64, u64) = (20_000, 50_000_000);
 
-/// Where a pair is in its life.
+/// Where a T waits for a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// There is none.
-    Free,
-    /// Its T is to be made, or to announce itself; the pair that asked for it.
-    T(usize),
-    /// Its U is to announce itself.
-    U(usize),
-    /// Its U is to be locked down.
-    Lockdown(usize),
-    /// It waits for the word of its creator's T.
-    Ready(usize),
-    /// It lives.
-    Alive,
-}
-
-impl Phase {
-    /// The pair that waits for this one's birth.
-    fn parent(self) -> Option<usize> {
-        match self {
-            Self::T(parent) | Self::U(parent) | Self::Lockdown(parent) | Self::Ready(parent) => Some(parent),
-            Self::Free | Self::Alive => None,
-        }
-    }
-}
-
-/// What the broker knows of a pair.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    pub(crate) phase: Phase,
-    pub(crate) t: Task,
-    pub(crate) u: Task,
-    /// The number of its last verdict.
-    seq: u32,
-    /// What its mailbox said when its last request was taken.
-    asked: u32,
-    /// The pair that it waits for to be born.
-    bears: Option<usize>,
-}
-
-impl Slot {
-    fn free() -> Self {
-        Self { phase: Phase::Free, t: Task::new(0), u: Task::new(0), seq: 0, asked: 0, bears: None }
-    }
+enum At {
+    /// [`Page::ask`]
+    Ask,
+    /// [`Page::bore`]
+    Bore,
 }
 
 /// The broker's books of one sandbox: memory of the supervisor's that no child inherits.
@@ -102,6 +66,8 @@ pub(crate) struct Books {
     cwd_len: usize,
     /// The request under decision, and the paths that it is about. They are nowhere else: what is large is not moved.
     payload: [u8; PAYLOAD],
+    /// Who sent a message of a birth and was none.
+    stray: Task,
     paths: [Whole; 2],
     pub(crate) refused: refused::Log,
     /// Tokens given out.
@@ -126,6 +92,7 @@ impl Books {
         for slot in self.slots.iter_mut().take(common.layout.pairs()) {
             slot.write(Slot::free());
         }
+        self.stray = Task::none();
         self.refused = refused::Log::new();
         self.cwd_len = sys::getcwd(&mut self.cwd).unwrap_or(0);
         if self.cwd_len == 0 || self.cwd.first() != Some(&b'/') {
@@ -164,9 +131,13 @@ impl Sandbox<'_> {
         unsafe { &mut *self.books.at }
     }
 
-    /// How many pairs live, or are about to.
+    fn stray(&mut self) -> &mut Task {
+        &mut self.books().stray
+    }
+
+    /// How many threads the guest has.
     pub(crate) fn living(&self) -> usize {
-        (0..self.pairs()).filter(|k| self.slot_ref(*k).phase != Phase::Free).count()
+        (0..self.pairs()).filter(|k| self.slot_ref(*k).phase == Phase::Alive).count()
     }
 
     /// Has the ends of a pair's tasks told.
@@ -185,74 +156,18 @@ impl Sandbox<'_> {
         (0..self.pairs()).find(by_signal)
     }
 
-    /// Whether the sandbox is at its end, and why.
-    pub(crate) fn ended(&mut self) -> Option<Cause> {
-        for k in 0..self.pairs() {
-            let group = self.group;
-            let slot = self.slot(k);
-            if slot.phase == Phase::Free {
-                continue;
-            }
-            // T first: what is seen of U is then not older.
-            let (t, u) = (slot.t.reap(false), slot.u.reap(false));
-            match (t, u) {
-                (None, None) => {}
-                (Some(t), Some(u)) if u.is_signal(SIGKILL) && !t.is_signal(SIGKILL) => return Some(Cause::TrustedDied),
-                // A thread's end is the sandbox's if a signal was, if all were to end with it, or if it was the last.
-                (_, Some(Status::Signaled { .. })) => return Some(Cause::Guest),
-                (_, Some(_)) if group == Some(k) => return Some(Cause::Guest),
-                (_, Some(_)) => {
-                    if self.living() == 1 {
-                        return Some(Cause::Guest);
-                    }
-                    self.bury(k);
-                }
-                (Some(_), None) if matches!(slot.phase, Phase::T(_) | Phase::U(_)) && slot.u.pid == 0 => {
-                    self.stillborn(k); // its script failed, or it could not make its U
-                }
-                (Some(_), None) => return Some(Cause::TrustedDied),
-            }
-        }
-        None
-    }
-
-    /// A thread has ended by itself: its T follows, and all that it had can be used again.
-    fn bury(&mut self, k: usize) {
-        let parent = self.slot_ref(k).phase.parent();
-        let slot = self.slot(k);
-        slot.t.end();
-        if k == 0 {
-            // What is told of the sandbox's end in the end is how its first thread ended.
-            slot.phase = Phase::Free;
-        } else {
-            *slot = Slot::free();
-        }
-        if let Some(parent) = parent {
-            self.undelivered(parent);
-        }
-    }
-
-    fn stillborn(&mut self, k: usize) {
-        let parent = self.slot_ref(k).phase.parent();
-        *self.slot(k) = Slot::free();
-        if let Some(parent) = parent {
-            self.undelivered(parent);
-        }
-    }
-
     /// When the sandbox wants to be looked at again, whatever its descriptor says.
     pub(crate) fn due(&self) -> Option<Duration> {
         // SAFETY: the view is mapped and this value's own.
         let until = unsafe { (*self.books.at).until };
         let limited = (until > 0).then(|| Duration::from_nanos(until.saturating_sub(sys::now())));
-        let retry = (self.retries > 0).then_some(Duration::ZERO);
+        let retry = self.retry.map(|at| Duration::from_nanos(at.saturating_sub(if at > 0 { sys::now() } else { 0 })));
         let scale = (!self.good_scale).then(|| Duration::from_nanos(crate::fault::tsc::GOOD));
         limited.into_iter().chain(retry).chain(scale).min()
     }
 
-    /// Waits for up to `timeout` for events, and handles them. Whether a task may have ended: what was told was more than an
-    /// alarm, or nothing.
-    pub(crate) fn step(&mut self, timeout: Option<Duration>) -> Result<bool, Errno> {
+    /// Waits for up to `timeout` for events, and handles them. Whether the sandbox is at its end, and why.
+    pub(crate) fn step(&mut self, timeout: Option<Duration>) -> Result<Option<Cause>, Errno> {
         let pause = timeout.into_iter().chain(self.due()).min();
         let ms = pause.map_or(-1, |pause| pause.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
         let mut events = [Event::default(); 16];
@@ -263,61 +178,140 @@ impl Sandbox<'_> {
         if !self.good_scale {
             self.scale();
         }
-        let (mut alarm, mut told) = (false, n == 0);
+        let (mut alarm, mut birth, mut end) = (false, false, false);
         for event in events.iter().take(n) {
             match event.data & !0xffff_ffff {
-                BIRTH => {
-                    self.births();
-                    told = true;
-                }
+                BIRTH => birth = true,
                 ALARM => alarm = true,
-                _ => told = true, // an end: whoever asks next whether the sandbox has ended sees it
+                _ => end |= self.slot((event.data & 0xffff_ffff) as usize).look(),
             }
         }
-        let limited = self.books().until > 0 && sys::now() >= self.books().until;
-        if alarm {
-            self.retries = RETRIES;
+        if end {
+            self.births(HELD);
+            if let Some(cause) = self.ended() {
+                return Ok(Some(cause));
+            }
+        } else if birth {
+            self.births(TURN);
         }
-        if alarm || limited || self.retries > 0 {
+        if alarm {
+            // A guest could leave the count at its end, where no ring is heard any more.
+            let _ = sys::read(self.alarm.0, &mut [0; 8]);
+        }
+        let due = |at: u64| at == 0 || sys::now() >= at;
+        let limited = self.books().until > 0 && due(self.books().until);
+        if alarm || limited || self.retry.is_some_and(due) {
             self.books().until = 0;
             self.round();
         }
-        Ok(told)
+        Ok(None)
+    }
+
+    /// Looks whether any task has ended, whatever was told. Whether the sandbox is at its end, and why.
+    pub(crate) fn look(&mut self) -> Option<Cause> {
+        for k in 0..self.pairs() {
+            self.slot(k).look();
+        }
+        self.births(HELD);
+        self.ended()
     }
 
     /// Looks at every pair: who asks, for a verdict or for a signal?
     fn round(&mut self) {
-        let mut waiting = false;
+        self.retry = None;
+        let mut now = 0; // the last time looked at: a pause may be longer by a round
         for k in 0..self.pairs() {
             if self.slot_ref(k).phase != Phase::Alive {
                 continue;
             }
             self.answer_alarm(k);
-            if let Some(child) = self.slot_ref(k).bears {
-                waiting |= self.slot_ref(child).phase == Phase::Ready(k) && !self.deliver(k, child);
-                waiting |= self.failed_to_bear(k, child);
-                continue;
-            }
-            let mailbox = self.mailboxes.mailbox(k);
-            // SAFETY: the view is mapped; what is read is a hint.
-            let asks = unsafe { (&raw const (*mailbox).asks).read_volatile() };
-            if asks != self.slot_ref(k).asked {
-                if !self.within_limit() {
+            let again = self.slot_ref(k).again;
+            if again > now {
+                now = if now == 0 { sys::now() } else { now };
+                if again > now {
+                    self.retry_at(again);
                     continue;
                 }
-                match self.take(k) {
-                    true => {
-                        self.slot(k).asked = asks;
-                        self.serve_request(k);
+            }
+            let done = match self.slot_ref(k).waits {
+                Waits::Nothing => self.asked(k),
+                Waits::Answer(answer) => Some(self.told(k, answer)),
+                Waits::Birth(child) if self.slot_ref(child).phase == Phase::Unborn => {
+                    let failed = self.take(k, At::Ask);
+                    if failed {
+                        self.barren(k, child);
                     }
-                    false => waiting = true,
+                    Some(failed)
+                }
+                Waits::Birth(_) => None,
+            };
+            #[cfg(feature = "experiments")]
+            self.believe_asks(k);
+            let slot = self.slot(k);
+            match done {
+                None | Some(true) => {}
+                Some(false) => {
+                    slot.vain = slot.vain.saturating_add(1);
+                    let (first, longest) = PAUSES;
+                    slot.again = match slot.vain.checked_sub(AT_ONCE) {
+                        None => 0,
+                        Some(n) => sys::now() + (first << n.min(16)).min(longest),
+                    };
+                    let again = slot.again;
+                    self.retry_at(again);
                 }
             }
         }
-        self.retries = if waiting { self.retries.saturating_sub(1) } else { 0 };
-        if self.retries > 0 {
+        if self.retry == Some(0) {
             sys::yield_now();
         }
+    }
+
+    /// Has another round at this time, in nanoseconds; 0: at once.
+    fn retry_at(&mut self, at: u64) {
+        self.retry = Some(self.retry.map_or(at, |other| other.min(at)));
+    }
+
+    /// Serves pair `k` if it asks: `None` if its mailbox does not say so, or not now; whether its T waits, if it does.
+    fn asked(&mut self, k: usize) -> Option<bool> {
+        let mailbox = self.mailboxes.mailbox(k);
+        // SAFETY: the view is mapped; what is read is a hint.
+        let asks = unsafe { (&raw const (*mailbox).asks).read_volatile() };
+        let new = asks != self.slot_ref(k).asked;
+        #[cfg(feature = "experiments")]
+        let new = new || self.believes_alarm(k);
+        if !new || !self.within_limit() {
+            return None;
+        }
+        let waits = self.take(k, At::Ask);
+        #[cfg(feature = "experiments")]
+        let waits = waits || crate::experiment::BELIEVE_MAILBOX.load(Ordering::Relaxed) || self.believes_alarm(k);
+        if waits {
+            self.books().calls += 1;
+            self.slot(k).asked = asks;
+            self.serve_request(k);
+        }
+        Some(waits)
+    }
+
+    #[cfg(feature = "experiments")]
+    fn believe_asks(&mut self, k: usize) {
+        // SAFETY: the view is mapped; what is read is the guest's to forge.
+        let asks = unsafe { (&raw const (*self.mailboxes.mailbox(k)).asks).read_volatile() };
+        let Waits::Birth(child) = self.slot_ref(k).waits else { return };
+        let unborn = self.slot_ref(child).phase == Phase::Unborn;
+        if crate::experiment::BELIEVE_ASKS.load(Ordering::Relaxed) && unborn && asks != self.slot_ref(k).asked {
+            *self.slot(child) = Slot::free();
+            self.slot(k).waits = Waits::Nothing;
+        }
+    }
+
+    /// Whether any alarm is taken for a request of pair `k`: once its mailbox holds an `fcntl`, so that births go well.
+    #[cfg(feature = "experiments")]
+    fn believes_alarm(&self, k: usize) -> bool {
+        // SAFETY: the view is mapped.
+        let nr = unsafe { (&raw const (*self.mailboxes.mailbox(k)).line.nr).read_volatile() };
+        crate::experiment::BELIEVE_ALARM.load(Ordering::Relaxed) && nr == sys::Sysno::fcntl as u32
     }
 
     /// Whether one more request may be taken now; if not, when.
@@ -336,22 +330,22 @@ impl Sandbox<'_> {
             books.until = books.second + SECOND;
             return false;
         }
-        books.calls += 1;
         true
     }
 
-    /// Whether the T of pair `k` waits for a verdict: the kernel moves it from one word of its verdict to the other. Until
-    /// the next verdict it executes nothing.
-    fn take(&mut self, k: usize) -> bool {
+    /// Whether the T of pair `k` waits there for a verdict: the kernel moves it from one word of its verdict to another.
+    /// Until the next verdict it executes nothing.
+    fn take(&mut self, k: usize, at: At) -> bool {
         let seq = self.slot_ref(k).seq;
         let page = self.vault.verdict(k);
         // SAFETY: field addresses of a mapped view.
-        let (ask, to) = unsafe { (&raw const (*page).ask, &raw const (*page).seq) };
-        #[cfg(feature = "experiments")]
-        if crate::experiment::BELIEVE_MAILBOX.load(Ordering::Relaxed) {
-            return true;
+        let (ask, bore, to) = unsafe { (&raw const (*page).ask, &raw const (*page).bore, &raw const (*page).seq) };
+        let waits = sys::futex_requeue(if at == At::Ask { ask } else { bore }, to, seq).unwrap_or(false);
+        if waits {
+            let slot = self.slot(k);
+            (slot.vain, slot.again) = (0, 0);
         }
-        sys::futex_requeue(ask, to, seq).unwrap_or(false)
+        waits
     }
 
     /// Gives the T of pair `k`, which was taken, its verdict.
@@ -361,15 +355,13 @@ impl Sandbox<'_> {
         let seq = slot.seq;
         let page = self.vault.verdict(k);
         // SAFETY: the words are mapped and aligned; the sandbox only reads them.
-        let (ask_at, seq_at) = unsafe { (&raw mut (*page).ask, &raw mut (*page).seq) };
-        // SAFETY: as above. The number goes out last, behind the script.
-        unsafe {
-            AtomicU32::from_ptr(seq_at).store(seq, Ordering::Release);
-            AtomicU32::from_ptr(ask_at).store(seq, Ordering::Release);
+        let words = unsafe { [&raw mut (*page).seq, &raw mut (*page).ask, &raw mut (*page).bore] };
+        for word in words {
+            // SAFETY: as above. The number goes out last, behind the script.
+            unsafe { AtomicU32::from_ptr(word) }.store(seq, Ordering::Release);
         }
-        if sys::futex_wake_some(seq_at, 1) != Ok(1) {
-            let _ = sys::futex_wake_some(ask_at, 1); // it rang again meanwhile
-        }
+        // It waits at the first, unless it rang again meanwhile.
+        let _ = words.into_iter().any(|word| sys::futex_wake_some(word, 1) == Ok(1));
     }
 
     /// Has the request of pair `k`, whose T was taken, end with a result.
@@ -416,12 +408,24 @@ impl Sandbox<'_> {
                 Answer { script: &mut (*page).script, data: &mut (*page).data, paths: &mut (*books).paths };
             (request, pc, decide::decide(&view, &request, &mut answer))
         };
+        #[cfg(feature = "experiments")]
+        // SAFETY: the views are mapped; T does not look.
+        unsafe {
+            use crate::experiment::{decided, unlink_by_t};
+            match &verdict {
+                Verdict::Script => decided(mailbox, &mut *page, request.nr, &request.args, None),
+                Verdict::Open { place, .. } => {
+                    decided(mailbox, &mut *page, request.nr, &request.args, Some(place.rest));
+                }
+                Verdict::Files(change) if unlink_by_t(change, &mut (*books).paths[0], root_fds, &mut *page, data) => {
+                    return self.give(k);
+                }
+                _ => {}
+            }
+        }
         match verdict {
             Verdict::Script => self.give(k),
             Verdict::Open { place, asked, how } => {
-                #[cfg(feature = "experiments")]
-                // SAFETY: the views are mapped; T does not look.
-                crate::experiment::read_again(mailbox, unsafe { &mut (*page).data });
                 self.leave_token(place, asked, how);
                 self.give(k);
             }
@@ -433,15 +437,9 @@ impl Sandbox<'_> {
             Verdict::Getcwd { size } => self.getcwd(k, size),
             Verdict::Clone { thread } => self.bear(k, &thread, &request, pc),
             Verdict::ExitGroup => {
+                // Who has not announced itself is killed when it does. That pair's end is the sandbox's.
                 self.group = Some(k);
-                for other in (0..self.pairs()).filter(|other| *other != k) {
-                    let slot = self.slot(other);
-                    if slot.phase != Phase::Free {
-                        slot.u.end();
-                        slot.t.end();
-                        slot.phase = Phase::Free;
-                    }
-                }
+                (0..self.pairs()).filter(|other| *other != k).for_each(|other| self.kill_pair(other));
                 self.reply(k, 0);
             }
             Verdict::Signal { tid, sig } => match self.signal(tid, sig) {
@@ -567,147 +565,6 @@ impl Sandbox<'_> {
             self.answer.1 = None; // who waits for another answer finds the pipe at its end
         }
     }
-
-    // Threads.
-
-    /// Begins a new thread for pair `k`, whose T was taken: that T makes the new pair's T, and asks again.
-    fn bear(&mut self, k: usize, thread: &Thread, request: &Request<'_>, pc: usize) {
-        let Some(child) = (0..self.pairs()).find(|k| *k > 0 && self.slot_ref(*k).phase == Phase::Free) else {
-            let refusal = Refusal { errno: Errno::EAGAIN.into_raw(), rule: "as many threads as the policy allows" };
-            return self.refuse(k, request, pc, refusal);
-        };
-        let mut common = *self.common();
-        common.cpus = common.cpus.map(|cpus| config::spread(cpus, child, &self.allowed));
-        let layout = common.layout;
-        let state = layout.state(child);
-        let alt = layout.altstack(child);
-        let start = arch::asc_thread as *const () as usize;
-        let mut frame = Frame::thread(start, state.addr(), child, alt.sp + alt.size, birth::guest_mask(), alt);
-        frame.set_state_segment();
-        let page = self.vault.verdict(child);
-        // SAFETY: the views are mapped; nobody looks at a verdict and a mailbox of a pair that is not there.
-        unsafe {
-            (&raw mut (*page).ask).write_volatile(0);
-            (&raw mut (*page).seq).write_volatile(0);
-            birth::write(&mut *page, child, &common, Some(thread), frame);
-            let context = request.payload.get(context_at(request)..).unwrap_or_default();
-            let data = &mut (*page).data;
-            let len = context.len().min(data.len());
-            data[..len].copy_from_slice(&context[..len]);
-            let mailbox: *mut Mailbox = self.mailboxes.mailbox(child);
-            (&raw mut (*mailbox).line).write_bytes(0, 1);
-            (&raw mut (*mailbox).asks).write_volatile(0);
-            (&raw mut (*mailbox).selector).write_volatile(0);
-            (&raw mut (*mailbox).raise).write_volatile(0);
-            (&raw mut (*mailbox).raised).write_volatile(0);
-        }
-        *self.slot(child) = Slot { phase: Phase::T(k), ..Slot::free() };
-        self.slot(k).bears = Some(child);
-        let args = [clone::THREAD.bits(), POISON, 0, 0, 0, 0];
-        let mailbox = layout.mailbox(child).addr();
-        let make =
-            Step { nr: Sysno::clone as u32, flags: STEP_STOP | STEP_CLONE_T, args, expect: mailbox, ..Step::default() };
-        self.script(k, &[make, Step { nr: STEP_ASK, ..Step::default() }]);
-        self.give(k);
-    }
-
-    /// Takes what new tasks say of themselves. The kernel says who they are.
-    fn births(&mut self) {
-        for _ in 0..PAIRS {
-            let (pid, [k, what]) = match sys::receive(self.births.0) {
-                Ok(Some(message)) => message,
-                Ok(None) => continue, // not of a size that a birth has
-                Err(_) => return,
-            };
-            let k = k as usize;
-            let known = (0..self.pairs()).find_map(|k| {
-                let slot = self.slot_ref(k);
-                (slot.t.pid == pid).then_some((k, false)).or((slot.u.pid == pid).then_some((k, true)))
-            });
-            #[cfg(feature = "experiments")]
-            let known = match crate::experiment::BELIEVE_BIRTHS.load(Ordering::Relaxed) {
-                true => (what == birth::READY_U).then_some((k, true)),
-                false => known,
-            };
-            match (known, self.slot_ref(k).phase) {
-                (None, Phase::T(parent)) if k < self.pairs() && what == birth::BORN_T => {
-                    self.slot(k).t = Task::new(pid);
-                    self.slot(k).phase = Phase::U(parent);
-                    self.follow(k, END_T);
-                }
-                (None, Phase::U(parent)) if k < self.pairs() && what == birth::BORN_U => {
-                    self.slot(k).u = Task::new(pid);
-                    self.slot(k).phase = Phase::Lockdown(parent);
-                    self.follow(k, END_U);
-                }
-                (Some((n, true)), Phase::Lockdown(parent)) if n == k && what == birth::READY_U => {
-                    self.slot(k).phase = Phase::Ready(parent);
-                    self.retries = RETRIES;
-                    if !self.deliver(parent, k) {
-                        self.retries = RETRIES;
-                    }
-                }
-                _ => {} // a guest that writes there, which is of no use to it
-            }
-        }
-    }
-
-    fn follow(&mut self, k: usize, what: u64) {
-        let epoll = self.epoll.0;
-        let slot = self.slot(k);
-        let task = if what == END_T { &mut slot.t } else { &mut slot.u };
-        if task.watch(epoll, what | k as u64).is_err() {
-            task.end(); // nobody would notice its end
-        }
-    }
-
-    /// Tells pair `k` that `child` is born and ready, and lets that run; false if its T does not wait yet.
-    fn deliver(&mut self, k: usize, child: usize) -> bool {
-        if !self.take(k) {
-            return false;
-        }
-        let tid = self.slot_ref(child).u.pid as usize;
-        let doorbell = self.common().fds.doorbells(child).1 as usize;
-        let one =
-            self.layout().vault().addr() + offset_of!(crate::abi::Vault, page) + offset_of!(crate::abi::VaultPage, one);
-        self.slot(child).phase = Phase::Alive;
-        self.slot(k).bears = None;
-        // SAFETY: the view is mapped; the child reads it when it is told to go on.
-        unsafe { (&raw mut (*self.vault.verdict(child)).tid).write_volatile(tid as u32) };
-        let go = Step { nr: Sysno::write as u32, args: [doorbell, one, 8, 0, 0, 0], ..Step::default() };
-        let reply = Step { nr: STEP_REPLY, args: [tid, 0, 0, 0, 0, 0], ..Step::default() };
-        self.script(k, &[go, reply]);
-        self.give(k);
-        true
-    }
-
-    /// The birth of a thread failed: pair `k` is told so when its T waits.
-    fn undelivered(&mut self, k: usize) {
-        self.slot(k).bears = None;
-        for _ in 0..RETRIES {
-            if self.slot_ref(k).phase != Phase::Alive {
-                return;
-            }
-            if self.take(k) {
-                return self.reply(k, (-Errno::EAGAIN.into_raw()) as isize as usize);
-            }
-            sys::yield_now();
-        }
-    }
-
-    /// Whether pair `k` still waits for `child`: if the clone of its T failed, the guest has its errno, and asks for
-    /// something else.
-    fn failed_to_bear(&mut self, k: usize, child: usize) -> bool {
-        let mailbox = self.mailboxes.mailbox(k);
-        // SAFETY: the view is mapped; what is read is a hint.
-        let asks = unsafe { (&raw const (*mailbox).asks).read_volatile() };
-        if self.slot_ref(child).phase == Phase::T(k) && asks != self.slot_ref(k).asked {
-            *self.slot(child) = Slot::free();
-            self.slot(k).bears = None;
-            return true;
-        }
-        false
-    }
 }
 
 /// Where in a `clone` request the context of the new thread begins.
@@ -720,6 +577,9 @@ impl Drop for Sandbox<'_> {
     fn drop(&mut self) {
         if self.owner != sys::pids().0 {
             return;
+        }
+        if self.kill().left > 0 {
+            self.clear(0); // somebody may have ended meanwhile
         }
         for k in 0..self.pairs() {
             // SAFETY: `Books::start` wrote them all, and nobody uses them again.

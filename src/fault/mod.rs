@@ -14,10 +14,10 @@ pub mod tsc;
 
 use crate::arch::{self, Frame};
 use crate::pair::from_state;
-use crate::signal::{self, AltStack, SIGABRT, SIGBUS, SIGSEGV, SIGSYS, SIGTRAP, SigInfo};
+use crate::signal::{self, AltStack, KICK, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, SigInfo};
 #[cfg(target_arch = "x86_64")]
 use crate::sys;
-use crate::untrusted::{self, State, dispatch, gate};
+use crate::untrusted::{self, State, dispatch, gate, signal as guest};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that the reporter copies at a time.
@@ -39,6 +39,8 @@ pub(crate) struct FaultState {
     sig: i32,
     code: i32,
     sent: bool,
+    /// The signal that the runtime had sent to itself, where frames do not tell; 0 for none.
+    pub(crate) expected: i32,
     frame: *mut Frame,
     stack: (usize, usize),
     altstack: (usize, usize),
@@ -73,6 +75,13 @@ impl FaultState {
     }
 }
 
+impl FaultState {
+    /// Whether a stack pointer is on the alternate stack: handlers run there, and no guest code.
+    pub(crate) fn on_altstack(&self, sp: usize) -> bool {
+        sp.wrapping_sub(self.altstack.0) <= self.altstack.1.wrapping_sub(self.altstack.0)
+    }
+}
+
 #[cfg(feature = "experiments")]
 impl FaultState {
     pub(crate) fn vault(&self) -> (usize, usize) {
@@ -102,13 +111,26 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
         if matches!(sig, SIGSEGV | SIGBUS) && copies(frame) {
             return;
         }
-        if sig == SIGSYS && (*state).fault.stage == IDLE && dispatch::handle(state, info, frame) {
-            return;
+        if sig == KICK {
+            return if (*state).fault.stage == IDLE {
+                guest::kicked(state, frame)
+            };
+        }
+        if (*state).fault.stage == IDLE {
+            let done = match sig {
+                SIGSYS => dispatch::handle(state, info, frame),
+                SIGILL => guest::trap(state, frame),
+                _ => false,
+            };
+            if done {
+                return;
+            }
         }
         let (code, addr) = if info.is_null() { (NO_CODE, (*frame).cr2()) } else { ((*info).code, (*info).addr) };
         match (*state).fault.stage {
             // What somebody sent can have the exception number of an earlier fault.
             IDLE if sig == SIGSEGV && matches!(code, SI_KERNEL | NO_CODE) && tsc::emulate(state, frame) => {}
+            IDLE if guest::fault(state, sig, info, frame) => {}
             IDLE => {
                 if REPORTER.swap(true, Ordering::Relaxed) {
                     // Another thread reports, and ends all: two reports in one would be none.
@@ -190,6 +212,7 @@ unsafe fn was_sent(state: *mut State, sig: i32, code: i32, frame: *mut Frame) ->
     unsafe {
         match sig {
             SIGABRT => true,
+            _ if sig == (*state).fault.expected => true,
             SIGTRAP => breakpoint_len(state, frame) == 0 && !(*frame).single_steps(),
             _ => false,
         }
@@ -212,9 +235,12 @@ unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
         let gone = (*state).fault.sent || unsure || (sig == SIGTRAP && breakpoint == 0);
         if gone || (sig == SIGSEGV && (*frame).trap().0 == TRAP_OF) {
             (*frame).forget_step();
-            if sig == SIGSEGV {
-                // Its action cannot be reset, so it is caused: a jump to the last bytes, which are no user's.
-                (*frame).set_pc(usize::MAX - 15);
+            if let Some(place) = cause(state, sig) {
+                // Its action is not reset, so it is caused, and finds itself blocked.
+                if sig == SIGBUS {
+                    (*frame).set_result(from_state::behind_vault(state, (*state).pair, (*state).pairs as usize));
+                }
+                (*frame).set_pc(place);
                 (*frame).block(sig);
             } else {
                 (*frame).unblock(sig);
@@ -238,6 +264,24 @@ unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
             _ => {}
         }
     }
+}
+
+/// Where an instruction raises this signal; `None` for those whose action was reset when the handler was entered.
+///
+/// # Safety
+///
+/// `state` is this thread's.
+unsafe fn cause(state: *mut State, sig: i32) -> Option<usize> {
+    Some(match sig {
+        SIGSEGV => usize::MAX.wrapping_sub(15), // the last bytes, which are no user's
+        SIGBUS => arch::asc_cause_bus as *const () as usize,
+        SIGILL => arch::asc_cause_ill as *const () as usize,
+        SIGFPE => arch::asc_cause_fpe as *const () as usize,
+        SIGTRAP => arch::asc_cause_trap as *const () as usize,
+        // SAFETY: the caller's.
+        SIGSYS if unsafe { (*state).dispatch } => arch::asc_cause_sys as *const () as usize,
+        _ => return None,
+    })
 }
 
 /// Length of the breakpoint instruction that ends at the program counter; 0 if none does.

@@ -174,7 +174,7 @@ pub(crate) unsafe fn emulate(state: *mut State, frame: *mut Frame) -> bool {
         };
         let mut ts = [0usize; 2];
         let args = [CLOCK_MONOTONIC, ts.as_mut_ptr() as usize, 0, 0, 0, 0];
-        untrusted::ask(state, Sysno::clock_gettime as u32, args, || ());
+        untrusted::ask(state, Sysno::clock_gettime as u32, &args, || ());
         let [secs, nanos] = ts;
         let ns = (secs as u64).wrapping_mul(1_000_000_000).wrapping_add(nanos as u64);
         // The scale may have been replaced by a better one since: the counter never goes back.

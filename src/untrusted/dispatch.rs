@@ -2,10 +2,10 @@
 //!
 //! A convenience, not the enforcement: a guest that turns it off meets strict mode.
 
-use crate::arch::Frame;
+use crate::arch::{self, Frame};
 use crate::signal::SigInfo;
 use crate::sys::Errno;
-use crate::untrusted::{State, emulate};
+use crate::untrusted::{State, emulate, signal};
 
 /// `SYS_USER_DISPATCH` (`include/uapi/asm-generic/siginfo.h`)
 const SYS_USER_DISPATCH: i32 = 2;
@@ -25,7 +25,7 @@ pub(crate) unsafe fn handle(state: *mut State, info: *const SigInfo, frame: *mut
         }
         let native = if info.is_null() {
             // An old frame says no more than the registers do. Behind a call, and with the number of one: it was that.
-            if !crate::fault::behind_call(frame) {
+            if (*state).fault.expected == crate::signal::SIGSYS || !crate::fault::behind_call(frame) {
                 return false;
             }
             (*frame).is_native()
@@ -33,16 +33,26 @@ pub(crate) unsafe fn handle(state: *mut State, info: *const SigInfo, frame: *mut
             if (*info).code != SYS_USER_DISPATCH {
                 return false;
             }
-            (*info).arch == crate::arch::AUDIT_ARCH && (*frame).is_native()
+            (*info).arch == arch::AUDIT_ARCH && (*frame).is_native()
         };
         let nr = (*frame).syscall_nr();
+        if native && nr < crate::abi::TABLE_LEN {
+            if let Some(left) = signal::sigreturn(state, nr as u32, frame) {
+                return left;
+            }
+        }
         // Another architecture's numbers mean other calls.
         let result = if !native || nr & X32 != 0 || nr > u32::MAX as usize {
             (-Errno::ENOSYS.into_raw()) as isize as usize
         } else {
             emulate::call(state, nr as u32, (*frame).syscall_args(), (*frame).pc(), frame)
         };
-        (*frame).set_result(result);
+        if result == signal::RESTART {
+            (*frame).set_pc((*frame).pc().wrapping_sub(arch::CALL_LEN));
+        } else {
+            (*frame).set_result(result);
+        }
+        signal::deliver(state, frame);
         true
     }
 }

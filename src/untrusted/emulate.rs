@@ -5,11 +5,46 @@ use crate::arch::Frame;
 #[cfg(target_arch = "x86_64")]
 use crate::sys::Errno;
 use crate::sys::Sysno;
-use crate::untrusted::{State, brokered, gate, thread};
+use crate::untrusted::{State, brokered, gate, signal, thread};
 
 #[cfg(target_arch = "x86_64")]
 fn failure(errno: Errno) -> usize {
     (-errno.into_raw()) as isize as usize
+}
+
+/// The calls that are answered here, whatever the policy says: one bit each.
+const ANSWERED: [u64; crate::abi::TABLE_LEN / 64] = {
+    let calls = [
+        Sysno::getpid,
+        Sysno::gettid,
+        Sysno::read,
+        Sysno::write,
+        Sysno::exit,
+        Sysno::exit_group,
+        Sysno::set_tid_address,
+        Sysno::set_robust_list,
+        Sysno::rseq,
+        Sysno::clone,
+        #[cfg(target_arch = "x86_64")]
+        Sysno::arch_prctl,
+    ];
+    let mut bits = [0; crate::abi::TABLE_LEN / 64];
+    let mut i = 0;
+    while i < calls.len() {
+        bits[calls[i] as usize / 64] |= 1 << (calls[i] as usize % 64);
+        i += 1;
+    }
+    let mut i = 0;
+    while i < signal::CALLS.len() {
+        bits[signal::CALLS[i] as usize / 64] |= 1 << (signal::CALLS[i] as usize % 64);
+        i += 1;
+    }
+    bits
+};
+
+/// Whether a call may be answered here.
+pub(super) fn answers(nr: u32) -> bool {
+    ANSWERED.get(nr as usize / 64).is_some_and(|word| word >> (nr % 64) & 1 != 0)
 }
 
 /// Makes a call for the guest. `frame` is where it was interrupted in making it, null if it asked. Returns a negative
@@ -19,9 +54,10 @@ fn failure(errno: Errno) -> usize {
 ///
 /// `state` is this thread's; otherwise as the call's manual page says.
 pub(crate) unsafe fn call(state: *mut State, nr: u32, args: [usize; 6], pc: usize, frame: *mut Frame) -> usize {
-    let Some(call) = Sysno::new(nr as usize) else {
+    let call = match Sysno::new(nr as usize) {
+        Some(call) if answers(nr) => call,
         // SAFETY: the caller's.
-        return unsafe { brokered(state, nr, args, pc) };
+        _ => return unsafe { brokered(state, nr, args, pc) },
     };
     // SAFETY: the caller's.
     unsafe {
@@ -30,7 +66,7 @@ pub(crate) unsafe fn call(state: *mut State, nr: u32, args: [usize; 6], pc: usiz
             Sysno::getpid => (*state).pid as usize,
             Sysno::gettid => (*state).tid as usize,
             // Strict mode allows them.
-            Sysno::read | Sysno::write => gate::pass(nr, args),
+            Sysno::read | Sysno::write => signal::pass(state, nr, args, frame),
             Sysno::exit => exit(state, args[0] as i32),
             Sysno::exit_group => exit_group(state, args[0] as i32),
             Sysno::set_tid_address => {
@@ -45,7 +81,10 @@ pub(crate) unsafe fn call(state: *mut State, nr: u32, args: [usize; 6], pc: usiz
             Sysno::clone if (*state).threads => thread::clone(state, args, pc, frame),
             #[cfg(target_arch = "x86_64")]
             Sysno::arch_prctl => arch_prctl(args[0], args[1]),
-            _ => brokered(state, nr, args, pc),
+            _ => match signal::call(state, call, args, pc, frame) {
+                Some(result) => result,
+                None => brokered(state, nr, args, pc),
+            },
         }
     }
 }
@@ -59,6 +98,7 @@ unsafe fn exit(state: *mut State, status: i32) -> ! {
     const FUTEX_WAKE: usize = 1;
     // SAFETY: the caller's; the guest says that the word is its own.
     unsafe {
+        (&raw mut (*state).tid).write_volatile(0); // nobody sends it a signal any more
         let word = (*state).clear_tid;
         let zero = 0u32;
         if word != 0 && arch::copy(word as *mut u8, (&raw const zero).cast(), 4) == 0 {

@@ -25,16 +25,6 @@ pub(crate) unsafe fn write_from(fd: i32, addr: usize, len: usize) -> Result<usiz
     Errno::from_ret(unsafe { arch::asc_gate(Sysno::write as u32, fd as usize, addr, len) })
 }
 
-/// Makes the guest's own `read` or `write`; returns a negative `errno` on failure.
-///
-/// # Safety
-///
-/// As the manual page says.
-pub(crate) unsafe fn pass(nr: u32, args: [usize; 6]) -> usize {
-    // SAFETY: the caller's.
-    unsafe { arch::asc_gate(nr, args[0], args[1], args[2]) }
-}
-
 /// Ends this task.
 pub(crate) fn exit(status: i32) -> ! {
     loop {

@@ -7,6 +7,7 @@ mod carry;
 pub(crate) mod dispatch;
 mod emulate;
 pub(crate) mod gate;
+pub(crate) mod signal;
 pub mod thread;
 
 use crate::abi::{Mailbox, PAGE, ROW_ALLOW, TABLE_LEN};
@@ -61,7 +62,11 @@ pub struct State {
     pub(crate) in_time: u32,
     pub(crate) turn: u32,
     pub(crate) pid: u32,
+    /// 0 when this thread is gone.
     pub(crate) tid: u32,
+    pub(crate) uid: u32,
+    /// How many pairs have a state.
+    pub(crate) pairs: u32,
     /// Whether calls that the guest makes itself are caught.
     pub(crate) dispatch: bool,
     /// Whether there can be other threads.
@@ -75,6 +80,7 @@ pub struct State {
     pub(crate) annotations: [u8; ANNOTATIONS],
     pub(crate) tsc_last: u64,
     pub(crate) fault: crate::fault::FaultState,
+    pub(crate) signals: signal::Signals,
     /// What a new thread starts from.
     pub(crate) start: thread::Start,
 }
@@ -130,20 +136,37 @@ pub(crate) fn begin() {
 pub unsafe fn call(nr: Sysno, args: [usize; 6]) -> sys::Result<usize> {
     let pc = arch::here();
     // SAFETY: the caller's.
-    unsafe { call_at(nr, args, pc) }
+    Errno::from_ret(unsafe { call_at(nr as u32, &args, pc) })
 }
 
+/// Makes a call that the guest asked for, and delivers the signals that came meanwhile.
+///
 /// # Safety
 ///
 /// As [`call`].
 #[inline(never)]
-unsafe fn call_at(nr: Sysno, args: [usize; 6], pc: usize) -> sys::Result<usize> {
+unsafe fn call_at(nr: u32, args: &[usize; 6], pc: usize) -> usize {
     let state = state();
     if state.is_null() {
-        return Err(Errno::EPERM);
+        return (-Errno::EPERM.into_raw()) as isize as usize;
     }
-    // SAFETY: the caller's; the state is this thread's.
-    Errno::from_ret(unsafe { emulate::call(state, nr as u32, args, pc, core::ptr::null_mut()) })
+    loop {
+        // SAFETY: the caller's; the state is this thread's.
+        let result = unsafe {
+            signal::set_busy(state, true);
+            let result = if is_direct(state, nr) && !emulate::answers(nr) {
+                direct(state, nr, args, pc)
+            } else {
+                emulate::call(state, nr, *args, pc, core::ptr::null_mut())
+            };
+            signal::set_busy(state, false);
+            signal::deliver_here(state);
+            result
+        };
+        if result != signal::RESTART {
+            return result;
+        }
+    }
 }
 
 /// Like [`call`], by number, with nothing answered here: what T says to it. Returns a negative `errno` on failure.
@@ -152,8 +175,15 @@ unsafe fn call_at(nr: Sysno, args: [usize; 6], pc: usize) -> sys::Result<usize> 
 ///
 /// The caller is a guest; otherwise as [`call`].
 pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
+    let state = state();
     // SAFETY: the caller's; the state is this thread's.
-    unsafe { brokered(state(), nr, args, arch::here()) }
+    unsafe {
+        signal::set_busy(state, true);
+        let result = brokered(state, nr, args, arch::here());
+        signal::set_busy(state, false);
+        signal::deliver_here(state);
+        result
+    }
 }
 
 /// Has T make a call, with what it carries, and notes it.
@@ -164,35 +194,71 @@ pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
 pub(crate) unsafe fn brokered(state: *mut State, nr: u32, args: [usize; 6], pc: usize) -> usize {
     // SAFETY: a guest's state is mapped and its own.
     unsafe {
-        let slot = &raw mut (*state).ring[(*state).calls as usize % RING];
-        let note = || {
-            (*slot).state = 1;
-            (*slot).nr = nr;
-            (*slot).args = args;
-        };
-        let calls = &raw mut (*state).calls;
-        let done = |result| {
-            (*slot).result = result;
-            (*slot).state = 2;
-            *calls = (*calls).wrapping_add(1);
-            result
-        };
         if is_direct(state, nr) {
-            (&raw mut (*(*state).mailbox).pc).write_volatile(pc);
-            return done(ask(state, nr, args, note));
+            return direct(state, nr, &args, pc);
         }
-        let by_token = |token| ask(state, crate::abi::NR_TOKEN, token, note);
+        let by_token = |token| ask(state, crate::abi::NR_TOKEN, &token, || note(state, nr, &args));
         let stale = |result: &usize| Errno::from_ret(*result) == Err(Errno::ESTALE);
         let mut result = carry::token(state, nr, &args).map(by_token).filter(|result| !stale(result));
         let mut left = TRIES;
         while left > 0 && result.is_none_or(|result| carry::again(nr, &args, result)) {
             left = left.wrapping_sub(1);
             carry::put(state, nr, &args, pc);
-            result = Some(ask(state, nr, args, note));
+            result = Some(ask(state, nr, &args, || note(state, nr, &args)));
         }
         let result = result.unwrap_or(0);
-        done(carry::get(state, nr, &args, result))
+        noted(state, carry::get(state, nr, &args, result))
     }
+}
+
+/// Has T make a call that it makes by itself, and notes it.
+///
+/// # Safety
+///
+/// As [`brokered`].
+#[inline(always)]
+unsafe fn direct(state: *mut State, nr: u32, args: &[usize; 6], pc: usize) -> usize {
+    // SAFETY: the caller's.
+    unsafe {
+        let result = ask(state, nr, args, || {
+            (&raw mut (*(*state).mailbox).pc).write_volatile(pc);
+            note(state, nr, args);
+        });
+        noted(state, result)
+    }
+}
+
+/// Notes a call that is under way.
+///
+/// # Safety
+///
+/// `state` is this thread's.
+#[inline(always)]
+unsafe fn note(state: *mut State, nr: u32, args: &[usize; 6]) {
+    // SAFETY: the caller's; the index is below the length.
+    unsafe {
+        let slot = (&raw mut (*state).ring).cast::<CallRecord>().wrapping_add((*state).calls as usize % RING);
+        (*slot).state = 1;
+        (*slot).nr = nr;
+        (*slot).args = *args;
+    }
+}
+
+/// Notes the result of the call under way.
+///
+/// # Safety
+///
+/// As [`note`].
+#[inline(always)]
+unsafe fn noted(state: *mut State, result: usize) -> usize {
+    // SAFETY: as `note`.
+    unsafe {
+        let slot = (&raw mut (*state).ring).cast::<CallRecord>().wrapping_add((*state).calls as usize % RING);
+        (*slot).result = result;
+        (*slot).state = 2;
+        (*state).calls = (*state).calls.wrapping_add(1);
+    }
+    result
 }
 
 /// Whether the policy lets T make a call by itself: then nothing is carried.
@@ -212,7 +278,7 @@ unsafe fn is_direct(state: *mut State, nr: u32) -> bool {
 /// # Safety
 ///
 /// `state` is this thread's.
-pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6], meanwhile: impl FnOnce()) -> usize {
+pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: &[usize; 6], meanwhile: impl FnOnce()) -> usize {
     // SAFETY: the state and the mailbox are mapped; what T writes is read through atomics.
     unsafe {
         let line = &raw mut (*(*state).mailbox).line;
@@ -221,7 +287,7 @@ pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: [usize; 6], meanwhile
         let answered = asked.wrapping_add(1);
         (*state).turn = answered;
         (&raw mut (*line).nr).write_volatile(nr);
-        (&raw mut (*line).args).write_volatile(args);
+        (&raw mut (*line).args).write_volatile(*args);
         turn.store(asked, Ordering::Release); // no fence: whether T sleeps is looked at again before U does
         let (u_asleep, t_asleep) = (atomic(&raw mut (*line).u_asleep), atomic(&raw mut (*line).t_asleep));
         let wake = || {

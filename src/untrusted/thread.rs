@@ -8,9 +8,9 @@ use crate::arch::{self, Frame};
 use crate::birth::guest_mask;
 use crate::fault::extended_len;
 use crate::pair::from_state;
-use crate::signal::AltStack;
+use crate::signal::{AltStack, SigSet};
 use crate::sys::{Errno, Sysno};
-use crate::untrusted::{State, ask, carry, emulate, gate};
+use crate::untrusted::{State, ask, carry, emulate, gate, signal};
 use core::mem::offset_of;
 
 /// Bytes of extended state that a new thread takes over.
@@ -24,6 +24,8 @@ struct Context {
     /// Bytes of extended state that follow; 0 for a clean one.
     extended: usize,
     tls: [u32; 4],
+    /// What the new thread blocks.
+    mask: [u32; 2],
     frame: Frame,
 }
 
@@ -55,7 +57,7 @@ pub(super) unsafe fn clone(state: *mut State, args: [usize; 6], pc: usize, frame
         let extended = (*frame).fpstate();
         let len = extended_len(extended, |from, to, len| _ = arch::copy(to, from as *const u8, len));
         let len = if len > EXTENDED { 0 } else { len };
-        let mut context = Context { flags, extended: len, tls: [0; 4], frame: *frame };
+        let mut context = Context { flags, extended: len, tls: [0; 4], mask: [0; 2], frame: *frame };
         context.frame.set_result(0);
         if stack != 0 {
             context.frame.set_sp(stack);
@@ -72,6 +74,7 @@ unsafe fn request(state: *mut State, args: [usize; 6], pc: usize, context: &mut 
     let failure = |errno: Errno| (-errno.into_raw()) as isize as usize;
     // SAFETY: the caller's.
     unsafe {
+        context.mask = SigSet::from_bits(signal::mask(state)).words();
         carry::put(state, nr, &args, pc);
         if cfg!(target_arch = "x86") && args[0] & crate::deep::CLONE_SETTLS != 0 {
             context.tls = (&raw const (*(*state).mailbox).data.0).cast::<[u32; 4]>().read_volatile();
@@ -81,7 +84,7 @@ unsafe fn request(state: *mut State, args: [usize; 6], pc: usize, context: &mut 
         if !fits {
             return failure(Errno::ENOMEM);
         }
-        ask(state, nr, args, || ())
+        ask(state, nr, &args, || ())
     }
 }
 
@@ -114,9 +117,15 @@ pub unsafe fn spawn(f: extern "C" fn(usize), arg: usize, sp: usize, clear_tid: u
         let alt = AltStack { sp: 0, flags: 0, size: 0 };
         Frame::call(run as *const () as usize, top.addr(), top.addr() & !15, guest_mask(), alt)
     };
-    let mut context = Context { flags, extended: 0, tls: [0; 4], frame };
+    let mut context = Context { flags, extended: 0, tls: [0; 4], mask: [0; 2], frame };
     // SAFETY: the state is this thread's; nothing follows the context.
-    let tid = unsafe { request(state, args, arch::here(), &mut context, core::ptr::null()) };
+    let tid = unsafe {
+        signal::set_busy(state, true);
+        let tid = request(state, args, arch::here(), &mut context, core::ptr::null());
+        signal::set_busy(state, false);
+        signal::deliver_here(state);
+        tid
+    };
     Errno::from_ret(tid).map(|tid| tid as u32)
 }
 
@@ -145,6 +154,8 @@ pub(crate) unsafe extern "C" fn start(state: *mut State, pair: usize) -> ! {
         init(state, pair, verdict);
         let context: *const Context = (&raw const (*verdict).data).cast();
         let context = context.read_unaligned();
+        let [lo, hi] = context.mask;
+        signal::inherit(state, u64::from(lo) | u64::from(hi) << 32);
         let room = &raw mut (*state).start;
         let extended = (&raw mut (*room).extended).cast::<u8>();
         let len = context.extended.min(EXTENDED);
@@ -183,7 +194,7 @@ unsafe fn init(state: *mut State, pair: usize, verdict: *const Verdict) {
         (state.probe_read, state.probe_write) = ((*first).probe_read, (*first).probe_write);
         (state.spin, state.look_away_most) = ((*first).spin, (*first).look_away_most);
         state.look_away = state.look_away_most;
-        (state.pid, state.tid) = ((*first).pid, (*verdict).tid);
+        (state.pid, state.tid, state.uid) = ((*first).pid, (*verdict).tid, (*first).uid);
         (state.dispatch, state.threads) = ((*first).dispatch, (*first).threads);
         state.fault.again(&(*first).fault, (*verdict).altstack);
     }

@@ -16,7 +16,7 @@
     } while (0)
 
 /* Allows calls by their names. */
-static void allow(ascetic_policy *policy, const char *const *names)
+static inline void allow(ascetic_policy *policy, const char *const *names)
 {
     ascetic_error error;
 

@@ -161,6 +161,7 @@ fn targets(results: &Value, rows: &[Row]) -> Vec<Target> {
     let target = |name, measured, limit| Target { name, measured, limit };
     vec![
         target("hot direct lane, in native calls", by_id.get("hot").map(|row| row.ratio), 2.0),
+        target("hot direct lane, in bare exchanges with a call", over("hot", "bare"), 1.2),
         target("parked direct lane, in USER_NOTIF calls", over("parked", "user_notif"), 1.1),
         target("broker's openat and close, one CPU, in USER_NOTIF's", over("open", "user_notif_open"), 1.0),
         target(

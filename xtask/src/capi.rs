@@ -136,6 +136,15 @@ impl Library {
         says(&mut Command::new(program), &["guest, 0 failures", "reported, 0 failures"])
     }
 
+    /// Compiles and runs `tests/c/signals.c`: handlers, masks, jumps and cancellation as glibc makes them.
+    ///
+    /// # Errors
+    /// It does not compile, or finds that something is not as it must be.
+    pub fn signals(&self) -> Result<()> {
+        let program = self.compile("tests/c/signals.c", &[])?;
+        says(&mut Command::new(program), &["guest: all as it must be", "supervisor: signal 6"])
+    }
+
     /// SQLite works in its folder, sees locks, and opens no database beside it; what it wrote can be read outside.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ pub mod files;
 pub mod mechanisms;
 pub mod pcx;
 pub mod threads;
+pub mod vdso;
 
 use ascetic::sys::{self, Sysno};
 use core::fmt;

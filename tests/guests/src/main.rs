@@ -1,5 +1,5 @@
-//! The test cases: `guests cases` lists them with the end that each must have, `guests run NAME` runs one. As PID 1 it
-//! runs them all, for QEMU.
+//! The test cases: `guests cases` lists them with the end that each must have, `guests run NAME` runs one, `guests long NAME`
+//! without a bound in time. As PID 1 it runs them all, for QEMU.
 
 #![no_std]
 #![no_main]
@@ -18,9 +18,16 @@ fn main(args: Args) {
     }
     match args.get(1) {
         "cases" => CASES.iter().for_each(|case| println!("{} {}", case.name, case.end)),
-        "run" => match CASES.iter().find(|case| case.name == args.get(2)) {
+        how @ ("run" | "long") => match CASES.iter().find(|case| case.name == args.get(2)) {
             Some(case) => {
+                if how == "long" {
+                    cases::make_long();
+                }
                 (case.run)();
+                if !case.name.ends_with("shows_it") && cases::has_children() {
+                    println!("left a child");
+                    exit(1)
+                }
                 match case.end {
                     End::Exit(0) => exit(0),
                     end => {
@@ -35,7 +42,7 @@ fn main(args: Args) {
             }
         },
         _ => {
-            println!("usage: guests cases | run NAME");
+            println!("usage: guests cases | run NAME | long NAME");
             exit(2)
         }
     }

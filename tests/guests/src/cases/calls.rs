@@ -51,7 +51,8 @@ extern "C" fn results(parent: usize) -> i32 {
 extern "C" fn refused(_: usize) -> i32 {
     // SAFETY: refused before anybody looks at the arguments.
     unsafe {
-        for nr in [Sysno::openat, Sysno::kill, Sysno::mmap, Sysno::prctl, Sysno::fork, Sysno::ptrace] {
+        check!(call(Sysno::kill, [1, 15, 0, 0, 0, 0]) == Err(Errno::ENOSYS));
+        for nr in [Sysno::openat, Sysno::mmap, Sysno::prctl, Sysno::fork, Sysno::ptrace] {
             check!(call(nr, [0; 6]) == Err(Errno::ENOSYS), "{}", nr.name());
         }
         check!(call(Sysno::clone3, [0; 6]) == Err(Errno::EPERM));

@@ -1,14 +1,18 @@
 //! The cases. One file per subject; [`CASES`] is all of them, with the exact end of each.
 
+mod births;
 mod calls;
+mod debug;
 mod enter;
 mod faults;
 mod files;
 mod hostile;
+mod many;
 mod mechanisms;
 mod misuse;
 mod program;
 mod races;
+mod signals;
 mod supervisor;
 mod threads;
 
@@ -18,6 +22,7 @@ use ascetic::policy::Policy;
 use ascetic::sandbox::{self, Config, Outcome, RECORD_MAX, Sandbox};
 use ascetic::sys::Sysno;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use freestanding::{check, println};
 
@@ -64,19 +69,23 @@ fn skip(why: &str) -> ! {
 }
 
 /// Concatenates the lists of cases.
-pub struct Cases([&'static [Case]; 11]);
+pub struct Cases([&'static [Case]; 15]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
+    births::CASES,
     calls::CASES,
+    debug::CASES,
     enter::CASES,
     faults::CASES,
     files::CASES,
     hostile::CASES,
+    many::CASES,
     mechanisms::CASES,
     misuse::CASES,
     program::CASES,
     races::CASES,
+    signals::CASES,
     supervisor::CASES,
     threads::CASES,
 ]);
@@ -107,6 +116,24 @@ pub fn config() -> Config<'static> {
     Config { keep: &[1, 2], ..Config::new(&POLICY) }
 }
 
+static LONG: AtomicBool = AtomicBool::new(false);
+
+/// Makes this a long run: cases that have a bound in time go on until they have done all.
+pub fn make_long() {
+    LONG.store(true, Ordering::Relaxed);
+}
+
+/// Whether this is a long run.
+pub fn is_long() -> bool {
+    LONG.load(Ordering::Relaxed)
+}
+
+/// Prints something that whoever runs a case is to be told although it passes.
+macro_rules! note {
+    ($($arg:tt)*) => { println!("note: {}", format_args!($($arg)*)) };
+}
+use note;
+
 /// Whether this runs as the only program of a machine, in QEMU: slow, and free to change settings.
 pub fn emulated() -> bool {
     ascetic::sys::pids().1 == 1 && ascetic::sys::open(c"/init").map(ascetic::sys::close).is_ok()
@@ -114,6 +141,8 @@ pub fn emulated() -> bool {
 
 /// Long enough for anything, under emulation, too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub use misuse::has_children;
 
 /// Starts a guest; a failure to do so fails the case.
 pub fn spawn<'a>(config: &Config<'a>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Sandbox<'a> {

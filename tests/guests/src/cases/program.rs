@@ -7,7 +7,7 @@ use super::*;
 use ascetic::policy::{Family, Root};
 use ascetic::sys::{self, Errno};
 use ascetic::untrusted;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use freestanding::files::{Scratch, path};
 
 pub const CASES: &[Case] = &[
@@ -20,6 +20,11 @@ pub const CASES: &[Case] = &[
     case("program_refused_by_name", || both(by_name)),
     case("program_ids", || both(ids)),
     case("program_exit_status", || status(123)),
+    case("program_wild_write", || both(wild_write)),
+    case("program_clocks", || both(clocks)),
+    case("program_stack_is_aligned", || both(aligned)),
+    #[cfg(target_arch = "x86_64")]
+    case("program_foreign_numbers", foreign_numbers),
     case("program_refusals_are_recorded", refusals),
 ];
 
@@ -373,7 +378,8 @@ fn fallbacks() {
             for nr in [Sysno::clone3, Sysno::io_uring_setup, Sysno::userfaultfd, Sysno::bpf, Sysno::perf_event_open] {
                 must!(c(nr, [0; 6]), Err(Errno::ENOSYS));
             }
-            for nr in [Sysno::kill, Sysno::ptrace, Sysno::fork, Sysno::execve, Sysno::prctl, Sysno::setrlimit] {
+            must!(c(Sysno::kill, [1, 15]), Err(Errno::EPERM));
+            for nr in [Sysno::ptrace, Sysno::fork, Sysno::execve, Sysno::prctl, Sysno::setrlimit] {
                 must!(c(nr, [0; 6]), Err(Errno::EPERM));
             }
             must!(c(Sysno::rseq, [0; 6]), Ok(0));
@@ -449,6 +455,210 @@ fn status(code: u8) {
     }
     both(|| must_exit(&program(&DIRECT), guest, 123, 123));
     let _ = code;
+}
+
+/// A write to where nothing is ends the guest by SIGSEGV; one beside it, to where something is, does not.
+fn wild_write() {
+    extern "C" fn guest(offset: usize) -> i32 {
+        let map = freestanding::files::MMAP;
+        // SAFETY: memory of the guest's own, and with an offset not: the fault is the point.
+        unsafe {
+            let at = c(map, [0, 0x2000, sys::PROT_READ | sys::PROT_WRITE, 0x22, usize::MAX, 0]).unwrap();
+            must!(c(Sysno::munmap, [at + 0x1000, 0x1000]), Ok(0));
+            ((at + 0xfff + offset) as *mut u8).write_volatile(1);
+        }
+        7
+    }
+    let policy = DIRECT.clone().memory();
+    must_exit(&program(&policy), guest, 0, 7);
+    must_crash(&program(&policy), guest, 1, ascetic::signal::SIGSEGV, |record| {
+        check!(record.fault.is_some_and(|fault| fault.addr % 0x1000 == 0 && fault.addr != 0));
+    });
+}
+
+fn tsc() -> u64 {
+    let (lo, hi): (u32, u32);
+    // SAFETY: reads a counter, or is answered.
+    unsafe { core::arch::asm!("rdtsc", out("eax") lo, out("edx") hi, options(nomem, nostack)) };
+    u64::from(hi) << 32 | u64::from(lo)
+}
+
+fn tscp() -> u64 {
+    let (lo, hi): (u32, u32);
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("rdtscp", out("eax") lo, out("edx") hi, out("ecx") _, options(nomem, nostack)) };
+    u64::from(hi) << 32 | u64::from(lo)
+}
+
+/// The counter grows, on the hardware's scale and from its origin; the clock without a system call tells what the call tells.
+fn clocks() {
+    use core::sync::atomic::AtomicU64;
+    /// The hardware's counter, and how much it grows in a second, before there was a guest.
+    static BEFORE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+    static mut VDSO: Option<freestanding::vdso::ClockGettime> = None;
+    const SECOND: u64 = 1_000_000_000;
+    fn clock() -> u64 {
+        let mut ts = [0usize; 2];
+        // SAFETY: the kernel stores a timespec.
+        unsafe { must!(c(Sysno::clock_gettime, [1, ts.as_mut_ptr() as usize]), Ok(0)) };
+        ts[0] as u64 * SECOND + ts[1] as u64
+    }
+    fn sleep(ms: usize) {
+        let time = [0usize, ms * 1_000_000];
+        // SAFETY: the kernel reads a timespec.
+        unsafe { must!(c(Sysno::nanosleep, [time.as_ptr() as usize, 0]), Ok(0)) };
+    }
+    extern "C" fn guest(_: usize) -> i32 {
+        sleep(20); // until the scale is a good one
+        let [before, rate] = [&BEFORE[0], &BEFORE[1]].map(|word| word.load(Ordering::Relaxed));
+        let mut last = tsc();
+        check!(last > before && last - before < 60 * rate, "{last} {before} {rate}");
+        for i in 0..100 {
+            let next = if i % 2 == 0 { tscp() } else { tsc() };
+            check!(next > last, "{next} {last}");
+            last = next;
+        }
+        let (from, start) = (tsc(), clock());
+        sleep(100);
+        let (to, end) = (tsc(), clock());
+        let expected = (u128::from(end - start) * u128::from(rate) / u128::from(SECOND)) as u64;
+        check!((to - from).abs_diff(expected) < expected / 10, "{} {expected}", to - from);
+        // Where the kernel's clock is not the counter, its library makes the call after all.
+        // SAFETY: found before there was a guest, which has the same memory.
+        let Some(vdso) = (unsafe { VDSO }).filter(|_| raw()) else { return 0 };
+        for _ in 0..20 {
+            let (mut ts, before) = ([0usize; 2], clock());
+            let told = vdso(1, &mut ts);
+            let (now, after) = (ts[0] as u64 * SECOND + ts[1] as u64, clock());
+            const OFF: u64 = 5_000_000;
+            check!(told == 0 && now + OFF > before && now < after + OFF, "{before} {now} {after}");
+        }
+        0
+    }
+    // SAFETY: there is one thread.
+    unsafe { VDSO = freestanding::vdso::clock_gettime() };
+    // SAFETY: as above.
+    check!(unsafe { VDSO }.is_some());
+    let (start, from) = (sys::now(), tsc());
+    let _ = sys::poll(&mut [], Some(Duration::from_millis(50)));
+    let (to, end) = (tsc(), sys::now());
+    let rate = u128::from(to - from) * u128::from(SECOND) / u128::from(end - start);
+    BEFORE[0].store(from, Ordering::Relaxed);
+    BEFORE[1].store(rate as u64, Ordering::Relaxed);
+    must_exit(&program(&DIRECT), guest, 0, 0);
+}
+
+// Functions that tell how far the stack pointer is from where the ABI has it at their entry: behind the return address a
+// multiple of 16.
+#[cfg(target_arch = "x86_64")]
+core::arch::global_asm!(
+    "guests_aligned: lea 8(%rsp), %rax",
+    "and $15, %eax",
+    "mov %eax, {told}(%rip)",
+    "ret",
+    told = sym TOLD,
+    options(att_syntax)
+);
+#[cfg(target_arch = "x86")]
+core::arch::global_asm!(
+    "guests_aligned: lea 4(%esp), %eax",
+    "and $15, %eax",
+    "mov %eax, {told}",
+    "ret",
+    told = sym TOLD,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    safe fn guests_aligned(_: usize) -> i32;
+}
+
+static TOLD: AtomicU32 = AtomicU32::new(99);
+
+/// Where the guest begins, where a thread of its begins, and where its handlers begin.
+fn aligned() {
+    extern "C" fn guest(_: usize) -> i32 {
+        extern "C" fn thread(arg: usize) {
+            guests_aligned(arg);
+        }
+        static WORD: AtomicU32 = AtomicU32::new(0);
+        let begun = guests_aligned as extern "C" fn(usize) -> i32 as *const ();
+        for i in 0..2 {
+            TOLD.store(99, Ordering::SeqCst);
+            // SAFETY: the function takes a word that it does not look at, and what it returns a thread ignores.
+            let at_once = unsafe { core::mem::transmute::<*const (), extern "C" fn(usize)>(begun) };
+            let f = if i == 0 { thread } else { at_once };
+            check!(super::threads::start(i, f, 0, &WORD).is_ok());
+            super::threads::join(&WORD);
+            check!(TOLD.load(Ordering::SeqCst) == 0, "{i}: {}", TOLD.load(Ordering::SeqCst));
+        }
+        for flags in [0, ascetic::signal::SA_SIGINFO] {
+            TOLD.store(99, Ordering::SeqCst);
+            let mask = ascetic::signal::SigSet::EMPTY;
+            let action = ascetic::signal::SigAction { handler: begun as usize, flags, restorer: 0, mask };
+            // SAFETY: a `struct sigaction`; the handler looks at nothing.
+            unsafe {
+                must!(c(Sysno::rt_sigaction, [10, &raw const action as usize, 0, 8]), Ok(0));
+                must!(c(Sysno::kill, [c(Sysno::getpid, []).unwrap_or(0), 10]), Ok(0));
+            }
+            check!(TOLD.load(Ordering::SeqCst) == 0, "{flags:#x}: {}", TOLD.load(Ordering::SeqCst));
+        }
+        0
+    }
+    let policy = DIRECT.clone().threads(3).signals();
+    must_exit(&program(&policy), guests_aligned, 0, 0);
+    must_exit(&program(&policy), guest, 0, 0);
+}
+
+/// Numbers of the x32 table, numbers that no table has, and calls by another architecture's instruction, are no calls that
+/// the table of this one has under such a number.
+#[cfg(target_arch = "x86_64")]
+fn foreign_numbers() {
+    extern "C" fn guest(_: usize) -> i32 {
+        /// As the program's own instruction makes it.
+        fn syscall(nr: usize, arg: usize) -> isize {
+            let result;
+            // SAFETY: of no effect: refused, or an id.
+            unsafe {
+                core::arch::asm!("syscall", inlateout("rax") nr => result, in("rdi") arg, in("rsi") 0, in("rdx") 0,
+                    out("rcx") _, out("r11") _);
+            }
+            result
+        }
+        /// i386's way, with i386's numbers.
+        fn int80(nr: usize, arg: usize) -> isize {
+            let result;
+            // SAFETY: as above. The compiler keeps %rbx to itself.
+            unsafe {
+                core::arch::asm!("xchg rbx, {arg}", "int 0x80", "xchg rbx, {arg}", arg = inout(reg) arg => _,
+                    inlateout("rax") nr => result, in("rcx") 0, in("rdx") 0,
+                    out("r8") _, out("r9") _, out("r10") _, out("r11") _);
+            }
+            result
+        }
+        const NO: isize = -38;
+        const X32: usize = 0x4000_0000;
+        let parent = syscall(Sysno::getppid as usize, 0);
+        check!(parent > 1, "{parent}");
+        for nr in [Sysno::getppid, Sysno::getpid, Sysno::write, Sysno::close, Sysno::exit_group] {
+            for nr in [X32 | nr as usize, 1 << 31 | nr as usize, 1 << 32 | nr as usize, usize::MAX << 32 | nr as usize]
+            {
+                check!(syscall(nr, 1) == NO, "{nr:#x}");
+            }
+        }
+        check!(syscall(X32 | 512, 0) == NO && syscall(X32 | 520, 0) == NO && syscall(usize::MAX, 0) == NO);
+        // i386's exit, fork, read, write, close, getpid, getppid, dup2, exit_group; what has these numbers here too.
+        for nr in [1, 2, 3, 4, 6, 20, 63, 64, 252, Sysno::getppid as usize, Sysno::exit_group as usize, 60, X32 | 64] {
+            check!(int80(nr, 1) == NO, "{nr}");
+        }
+        check!(syscall(Sysno::getppid as usize, 0) == parent);
+        0
+    }
+    both(|| ());
+    if !raw() {
+        skip("no syscall user dispatch on this kernel");
+    }
+    must_exit(&program(&DIRECT), guest, 0, 0);
 }
 
 fn refusals() {

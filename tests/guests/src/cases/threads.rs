@@ -40,7 +40,7 @@ fn dispatched(run: fn()) {
 }
 
 /// Starts thread number `i`, in whichever way is on; its word is cleared when it ends.
-fn start(i: usize, f: extern "C" fn(usize), arg: usize, word: &AtomicU32) -> sys::Result<usize> {
+pub fn start(i: usize, f: extern "C" fn(usize), arg: usize, word: &AtomicU32) -> sys::Result<usize> {
     word.store(1, Ordering::SeqCst);
     let at = word.as_ptr() as usize;
     // SAFETY: the stack is this thread's until the word is cleared.
@@ -58,7 +58,8 @@ fn start(i: usize, f: extern "C" fn(usize), arg: usize, word: &AtomicU32) -> sys
     }
 }
 
-fn join(word: &AtomicU32) {
+/// Waits for the end of a thread.
+pub fn join(word: &AtomicU32) {
     threads::join(word, |at, tid| {
         // SAFETY: the word is the guest's.
         let _ = unsafe { c(Sysno::futex, [at, 0, tid as usize, 0]) };
