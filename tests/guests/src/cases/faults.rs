@@ -212,7 +212,7 @@ fn beyond_file() {
     }
     let fd = sys::memfd(c"short", 4096, false).unwrap();
     let at = sys::map_shared(8192, sys::PROT_READ, fd).unwrap();
-    must_crash(&config(), guest, at + 4096, 7, |record| {
+    must_crash(&Config { share: &[(at, 8192)], ..config() }, guest, at + 4096, 7, |record| {
         check!(record.class() == Class::BeyondFile, "{:?}", record.class());
         check!(record.fault.unwrap().addr == at as u64 + 4096);
     });

@@ -50,6 +50,7 @@ pub const CASES: &[Case] = &[
     case("audit_finds_shared_memory_that_can_be_writable", can_be_writable),
     case("audit_finds_sockets_of_other_families", other_families),
     case("audit_finds_vault_alias", vault_alias),
+    #[cfg(target_arch = "x86_64")]
     case("misuse_tagged_addresses", tagged_addresses),
     case("read_does_not_imply_exec", read_implies_exec),
     case("audit_needs_proc", needs_proc),
@@ -303,17 +304,11 @@ fn other_families() {
 }
 
 /// What a kernel says in whose answer upper bits of addresses count for nothing, said by a filter: nothing, and success.
+#[cfg(target_arch = "x86_64")]
 fn tagged_addresses() {
-    if cfg!(target_arch = "x86") {
-        skip("addresses have no bits to spare");
-    }
-    #[cfg(target_arch = "x86_64")]
-    {
-        install(Sysno::arch_prctl, 0x4001, 0x5_0000);
-        refused(&Config { lockdown: Lockdown::Filter { read: None, write: None }, ..config() }, |e| {
-            *e == Error::TaggedAddresses
-        });
-    }
+    install(Sysno::arch_prctl, 0x4001, 0x5_0000);
+    let config = Config { lockdown: Lockdown::Filter { read: None, write: None }, ..config() };
+    refused(&config, |e| *e == Error::TaggedAddresses);
 }
 
 /// A program in which all that can be read can be executed: not in its sandbox.
