@@ -203,6 +203,8 @@ typedef struct ascetic_outcome {
     int guest;
     // The trusted thread's wait status.
     int trusted;
+    // Tasks that were killed and have not ended, because they are in a call that cannot be interrupted. None runs guest code.
+    uint32_t left;
 } ascetic_outcome;
 
 // Told, in the process that called ascetic_enter(), how the guest ended, before that process ends likewise. The sandbox is

@@ -154,6 +154,15 @@ pub static NOT_BENEATH: AtomicBool = AtomicBool::new(false);
 /// The broker believes what a message about a birth says, whoever sent it.
 pub static BELIEVE_BIRTHS: AtomicBool = AtomicBool::new(false);
 
+/// The broker believes a mailbox that says that its T asks for something else, and so could not make another T.
+pub static BELIEVE_ASKS: AtomicBool = AtomicBool::new(false);
+/// The gates of threads are open from the beginning.
+pub static OPEN_GATES: AtomicBool = AtomicBool::new(false);
+/// The broker never opens a gate.
+pub static HOLD_GATES: AtomicBool = AtomicBool::new(false);
+/// The end of a sandbox does not wait for tasks that have not announced themselves.
+pub static FORGET_UNBORN: AtomicBool = AtomicBool::new(false);
+
 /// Whether a message is believed although its sender is known: it fits a pair of which no T is known, or no U.
 pub(crate) fn believed(unborn: bool, half: bool, what: u32) -> bool {
     BELIEVE_BIRTHS.load(Ordering::Relaxed) && (unborn && what == birth::BORN_T || half && what == birth::BORN_U)

@@ -51,6 +51,8 @@ pub struct Outcome {
     pub guest: c_int,
     /// The trusted thread's wait status.
     pub trusted: c_int,
+    /// Tasks that were killed and have not ended, because they are in a call that cannot be interrupted. None runs guest code.
+    pub left: u32,
 }
 
 /// A refused call. Number, arguments, path and program counter are what the guest said.
@@ -111,7 +113,7 @@ impl From<&sandbox::Outcome> for Outcome {
             Cause::Killed => ASCETIC_CAUSE_KILLED,
             Cause::Foreign => ASCETIC_CAUSE_FOREIGN,
         };
-        Self { cause, guest: word(outcome.guest), trusted: word(outcome.trusted) }
+        Self { cause, guest: word(outcome.guest), trusted: word(outcome.trusted), left: outcome.left }
     }
 }
 

@@ -25,6 +25,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 /// As many messages as there can be of tasks that have ended: what the socket holds.
 pub(crate) const HELD: usize = sys::SENT_MOST + 2 * crate::abi::PAIRS;
+/// Looks in vain before the end of a sandbox goes on without a task that has not ended: this process may have slept meanwhile.
+const LOOKS: u32 = 64;
 /// Messages received in a turn otherwise: a guest that floods the socket holds up its own sandbox.
 pub(crate) const TURN: usize = 64;
 
@@ -123,6 +125,8 @@ impl Sandbox<'_> {
                 word.write_volatile(0);
             }
             let written = birth::write(&mut *page, child, &common, Some(thread), frame);
+            #[cfg(feature = "experiments")]
+            (&raw mut (*page).go).write_volatile(crate::experiment::OPEN_GATES.load(Ordering::Relaxed).into());
             let context = request.payload.get(super::context_at(request)..).unwrap_or_default();
             let data = &mut (*page).data;
             let len = context.len().min(data.len());
@@ -217,6 +221,8 @@ impl Sandbox<'_> {
         let (end, next) = match (phase, what) {
             (Phase::Unborn, birth::BORN_T) => (END_T, Phase::Half),
             (Phase::Half, birth::BORN_U) => (END_U, Phase::Born),
+            #[cfg(feature = "experiments")]
+            _ if crate::experiment::BELIEVE_ASKS.load(Ordering::Relaxed) => return,
             // Nobody that a script made.
             _ => return self.expel(task),
         };
@@ -261,6 +267,10 @@ impl Sandbox<'_> {
         let Some(k) = self.bearer(child).filter(|_| self.group.is_none() && !self.over) else {
             return self.doom(child);
         };
+        #[cfg(feature = "experiments")]
+        if crate::experiment::HOLD_GATES.load(Ordering::Relaxed) {
+            return;
+        }
         let tid = self.slot_ref(child).u.pid;
         let page = self.vault.verdict(child);
         // SAFETY: the view is mapped and the words are aligned; the sandbox only reads them.
@@ -377,7 +387,7 @@ impl Sandbox<'_> {
     }
 
     /// Nobody of the sandbox is to be left: receives who has not announced itself yet, reaps who has ended, until there
-    /// is nobody any more, or nothing has happened for `patience`. How many are left, as far as that is known.
+    /// is nobody any more, or nothing has happened for `patience` nanoseconds and as many looks as there are at least. How many are left, as far as that is known.
     pub(crate) fn clear(&mut self, patience: u64) -> u32 {
         let mut until = sys::now().saturating_add(patience);
         let (mut known, mut vain) = (0, 0);
@@ -397,13 +407,15 @@ impl Sandbox<'_> {
                 left += u32::from(slot.t.remains()) + u32::from(slot.u.remains());
             }
             let hidden = !nobody && (0..self.pairs()).any(|k| self.slot_ref(k).hides());
+            #[cfg(feature = "experiments")]
+            let hidden = hidden && !crate::experiment::FORGET_UNBORN.load(Ordering::Relaxed);
             if left == 0 && !hidden {
                 return 0;
             }
             let now = sys::now();
             if news || left != known {
                 (until, known, vain) = (now.saturating_add(patience), left, 0);
-            } else if now >= until {
+            } else if now >= until && vain >= LOOKS {
                 return left + u32::from(hidden);
             }
             // Woken by ends and messages. Some go on telling although nothing comes of it: a task that a debugger keeps.

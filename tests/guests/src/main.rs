@@ -24,6 +24,10 @@ fn main(args: Args) {
                     cases::make_long();
                 }
                 (case.run)();
+                if !case.name.ends_with("shows_it") && cases::has_children() {
+                    println!("left a child");
+                    exit(1)
+                }
                 match case.end {
                     End::Exit(0) => exit(0),
                     end => {

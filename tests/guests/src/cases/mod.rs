@@ -1,5 +1,6 @@
 //! The cases. One file per subject; [`CASES`] is all of them, with the exact end of each.
 
+mod births;
 mod calls;
 mod debug;
 mod enter;
@@ -71,6 +72,7 @@ pub struct Cases([&'static [Case]; 13]);
 
 /// All cases.
 pub static CASES: Cases = Cases([
+    births::CASES,
     calls::CASES,
     debug::CASES,
     enter::CASES,
@@ -137,6 +139,8 @@ pub fn emulated() -> bool {
 
 /// Long enough for anything, under emulation, too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub use misuse::has_children;
 
 /// Starts a guest; a failure to do so fails the case.
 pub fn spawn<'a>(config: &Config<'a>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Sandbox<'a> {

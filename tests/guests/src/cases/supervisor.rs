@@ -12,6 +12,8 @@ pub const CASES: &[Case] = &[
     case("supervisor_alarm_flood", alarm_flood),
     case("supervisor_alarm_taken_back", alarm_taken_back),
     case("supervisor_alarms_used_up", alarms_used_up),
+    case("supervisor_alarm_at_its_end", alarm_at_its_end),
+    case("supervisor_cannot_reap", cannot_reap),
     case("supervisor_real_time", real_time),
     case("supervisor_waits_once", waits_once),
     case("supervisor_terminal", terminal),
@@ -85,6 +87,57 @@ fn alarm_taken_back() {
         let outcome = spawn(&config(), guest, 0).wait(Some(Duration::from_millis(20)));
         check!(outcome.cause == Cause::Deadline, "{:?}", outcome);
     }
+}
+
+/// A guest that counts the alarm up to where nobody can ring any more: its own calls are heard all the same.
+fn alarm_at_its_end() {
+    extern "C" fn guest(_: usize) -> i32 {
+        let alarm = ascetic::experiment::first_own_fd();
+        for _ in 0..100 {
+            let _ = sys::write(alarm, &(u64::MAX - 1).to_ne_bytes());
+            // SAFETY: touches no memory; refused by the broker.
+            check!(unsafe { ascetic::untrusted::call(Sysno::kill, [0; 6]) } == Err(Errno::ENOSYS));
+        }
+        0
+    }
+    must_exit(&config(), guest, 0, 0);
+}
+
+/// A T that was killed and is not let go, here by a tracer, as it could be by a file system: the end comes all the same,
+/// and says so.
+fn cannot_reap() {
+    const PTRACE_SEIZE: usize = 0x4206;
+    let mut sandbox = spawn(&config(), hangs, 0);
+    let (t, _) = sandbox.pids();
+    let ((read, write), (hold, release)) = (sys::pipe().unwrap(), sys::blocking_pipe().unwrap());
+    // SAFETY: this process has one thread.
+    let tracer = unsafe { sys::fork() }.unwrap();
+    if tracer == 0 {
+        sys::close(release);
+        // SAFETY: attaches.
+        let seized = unsafe { call(Sysno::ptrace, [PTRACE_SEIZE, t as usize, 0, 0]) };
+        let _ = sys::write(write, if seized.is_ok() { b"y" } else { b"n" });
+        let _ = sys::read(hold, &mut [0; 1]);
+        sys::exit(0);
+    }
+    let _ = sys::poll(&mut [sys::PollFd::readable(read)], Some(PATIENCE));
+    let mut seized = [0];
+    check!(sys::read(read, &mut seized) == Ok(1));
+    if seized != *b"y" {
+        sys::close(release);
+        check!(sys::wait(tracer, true).is_ok());
+        skip("no ptrace");
+    }
+    let start = sys::now();
+    let outcome = sandbox.kill();
+    let took = sys::now() - start;
+    check!(outcome.left == 1 && outcome.guest.is_signal(9) && outcome.trusted.is_signal(9), "{outcome:?}");
+    check!(took < 10_000_000_000, "{took} ns");
+    sys::close(release);
+    check!(sys::wait(tracer, true).is_ok());
+    check!(has_children());
+    drop(sandbox);
+    check!(!has_children());
 }
 
 /// A guest that has used up its alarms ends all the same when it aborts, if not with its signal.
