@@ -283,13 +283,15 @@ impl Sandbox<'_> {
         let asks = unsafe { (&raw const (*mailbox).asks).read_volatile() };
         let new = asks != self.slot_ref(k).asked;
         #[cfg(feature = "experiments")]
-        let new = new || self.believes_alarm(k);
+        let alarm = self.believes(k, &crate::experiment::BELIEVE_ALARM, sys::Sysno::fcntl);
+        #[cfg(feature = "experiments")]
+        let new = new || alarm;
         if !new || !self.within_limit() {
             return None;
         }
         let waits = self.take(k, At::Ask);
         #[cfg(feature = "experiments")]
-        let waits = waits || crate::experiment::BELIEVE_MAILBOX.load(Ordering::Relaxed) || self.believes_alarm(k);
+        let waits = waits || alarm || self.believes(k, &crate::experiment::BELIEVE_MAILBOX, sys::Sysno::openat);
         if waits {
             self.books().calls += 1;
             self.slot(k).asked = asks;
@@ -310,12 +312,12 @@ impl Sandbox<'_> {
         }
     }
 
-    /// Whether any alarm is taken for a request of pair `k`: once its mailbox holds an `fcntl`, so that births go well.
+    /// Whether a switch is on, and the mailbox of pair `k` holds the call that its case is about: births go well.
     #[cfg(feature = "experiments")]
-    fn believes_alarm(&self, k: usize) -> bool {
+    fn believes(&self, k: usize, switch: &core::sync::atomic::AtomicBool, call: sys::Sysno) -> bool {
         // SAFETY: the view is mapped.
         let nr = unsafe { (&raw const (*self.mailboxes.mailbox(k)).line.nr).read_volatile() };
-        crate::experiment::BELIEVE_ALARM.load(Ordering::Relaxed) && nr == sys::Sysno::fcntl as u32
+        switch.load(Ordering::Relaxed) && nr == call as u32
     }
 
     /// Whether one more request may be taken now; if not, when.
