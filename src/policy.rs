@@ -528,8 +528,8 @@ impl<'a> Policy<'a> {
 
     /// Refuses a call with an `errno` of its own (1 to 4095), whatever else allows it: roots, memory, threads and all the
     /// rest. Another call that does the same is another call (`open` and `openat`). What the runtime answers in the guest
-    /// itself (`getpid`, `gettid`, `set_tid_address`, `set_robust_list`, `rseq`, and what strict mode leaves it) is not asked
-    /// for.
+    /// itself (`getpid`, `gettid`, `set_tid_address`, `set_robust_list`, `rseq`, its signals, and what strict mode leaves it) is
+    /// not asked for.
     pub const fn refuse(mut self, call: Sysno, errno: u32) -> Self {
         check_errno(errno);
         self.rows[call as usize] = ROW_REFUSED | errno;

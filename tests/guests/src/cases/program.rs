@@ -408,8 +408,7 @@ fn by_name() {
             must!(c(Sysno::munmap, [page, 0x1000]), Ok(0));
             must!(c(Sysno::socketpair, [1, 1, 0, at]), Err(Errno::EROFS));
             must!(c(Sysno::ioctl, [1, 0x541b, at]), Err(Errno::EROFS));
-            must!(c(Sysno::tgkill, [0, 0, 0]), Err(Errno::EROFS));
-            must!(c(Sysno::tkill, [0, 0]), Ok(0));
+            must!(c(Sysno::prlimit64, [0, 7, 0, at]), Err(Errno::EROFS));
             must!(c(Sysno::getppid, []), Err(Errno::EROFS));
             must!(c(Sysno::sched_yield, []), Ok(0));
         }
@@ -421,11 +420,11 @@ fn by_name() {
     scratch.folder("in/folder");
     scratch.file("in/file", b"inside");
     let root = path("in");
-    let policy = DIRECT.clone().memory().signals().ioctl(0x541b).family(Family { family: 1, addresses: &[] });
+    let policy = DIRECT.clone().memory().ioctl(0x541b).family(Family { family: 1, addresses: &[] });
     let mut policy = policy.try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
     let by_link = freestanding::files::STAT[1];
     for call in
-        [Sysno::unlink, by_link, Sysno::mprotect, Sysno::socketpair, Sysno::ioctl, Sysno::tgkill, Sysno::getppid]
+        [Sysno::unlink, by_link, Sysno::mprotect, Sysno::socketpair, Sysno::ioctl, Sysno::prlimit64, Sysno::getppid]
     {
         policy = policy.refuse(call, EROFS);
     }
