@@ -38,6 +38,9 @@
 // The sandbox is only lent, as to a report: it can be asked, but not waited for or killed.
 #define ASCETIC_E_LENT -8
 
+// Two things that the policy allows would together allow more than it says: `text` names both.
+#define ASCETIC_E_CONFLICT -9
+
 // The guest's stack is too small, or too large to map.
 #define ASCETIC_E_STACK -20
 
@@ -65,7 +68,7 @@
 // The placement asks for CPUs that the caller may not use.
 #define ASCETIC_E_PLACEMENT -28
 
-// A root of the policy cannot be opened.
+// A root of the policy cannot be opened, or is to be one file and is a folder.
 #define ASCETIC_E_ROOT -29
 
 // The kernel has no openat2 (Linux 5.6).
@@ -85,6 +88,9 @@
 
 // A task of the new sandbox ended before guest code ran.
 #define ASCETIC_E_DIED -35
+
+// The process uses tagged addresses (ARCH_ENABLE_TAGGED_ADDR).
+#define ASCETIC_E_TAGGED_ADDRESSES -36
 
 // Something else.
 #define ASCETIC_E_OTHER -99
@@ -145,6 +151,10 @@
 
 // Nothing was done: the sandbox is another process's, and this handle a copy made by fork().
 #define ASCETIC_CAUSE_FOREIGN 4
+
+// For ascetic_wait() and ascetic_serve(): without end. No other number of milliseconds means that: one that is negative, as a
+// time that is left and was computed may be, is over.
+#define ASCETIC_FOREVER INT64_MAX
 
 // Bytes that a crash record may have.
 #define ASCETIC_RECORD_MAX 262144
@@ -257,7 +267,8 @@ typedef struct ascetic_config {
 // What a guest runs. What it returns is the exit status.
 typedef int (*ascetic_entry)(void *arg);
 
-// A refused call. Number, arguments, path and program counter are what the guest said.
+// A refused call. Number, arguments, path and program counter are what the guest said: the path may have any characters, and
+// is nothing to show on a terminal as it is.
 typedef struct ascetic_refusal {
     // The call's number.
     uint32_t call;
@@ -294,7 +305,8 @@ const char *ascetic_strerror(int32_t code);
 // A policy that allows nothing but clock_gettime, with which the guest's rdtsc is answered. NULL if there is no memory.
 struct ascetic_policy *ascetic_policy_new(void);
 
-// Frees a policy, or nothing if it is NULL. Sandboxes that use it keep it until they are freed.
+// Frees a policy, or nothing if it is NULL. Sandboxes that use it keep it until they are freed; meanwhile it is none for new
+// ones, and freeing it again does nothing.
 void ascetic_policy_free(struct ascetic_policy *policy);
 
 // Allows what an ordinary program's libc needs besides files, memory and threads.
@@ -309,14 +321,14 @@ int ascetic_policy_direct(struct ascetic_policy *policy,
 // ascetic_policy_direct() by the call's name, as "getppid".
 int ascetic_policy_direct_name(struct ascetic_policy *policy, const char *name, struct ascetic_error *error);
 
-// Refuses a call with an errno of its own (1 to 4095).
+// Refuses a call with an errno of its own (1 to 4095), whatever else allows it.
 int ascetic_policy_refuse(struct ascetic_policy *policy,
                           long call,
                           uint32_t sys_errno,
                           struct ascetic_error *error);
 
 // Refuses what is not allowed with this errno (1 to 4095) instead of ENOSYS, but for calls that a libc can do without when
-// they are ENOSYS. Say it first.
+// they are ENOSYS, and for those that are refused by name.
 int ascetic_policy_default_errno(struct ascetic_policy *policy,
                                  uint32_t sys_errno,
                                  struct ascetic_error *error);
@@ -324,12 +336,15 @@ int ascetic_policy_default_errno(struct ascetic_policy *policy,
 // Allows what `rights` (ASCETIC_READ | ...) say with the folder at `path` and what is below it, other mounts excepted. The
 // path is absolute, without `.`, `..` and `//`. With no rights, all that may be known is that the folder itself is there: for
 // those on the way to other roots, which realpath() and its like look at.
+//
+// A root in another must allow all that the other does, and no more if that has ASCETIC_CREATE: anything else could not be
+// kept up, and is ASCETIC_E_CONFLICT.
 int ascetic_policy_root(struct ascetic_policy *policy,
                         const char *path,
                         uint32_t rights,
                         struct ascetic_error *error);
 
-// Allows what `rights` say with the one file at `path`.
+// Allows what `rights` say with the one file at `path`. If there is a folder, there is no sandbox: ASCETIC_E_ROOT.
 int ascetic_policy_file(struct ascetic_policy *policy,
                         const char *path,
                         uint32_t rights,
@@ -337,6 +352,11 @@ int ascetic_policy_file(struct ascetic_policy *policy,
 
 // Follows no symbolic link below any root.
 int ascetic_policy_no_links(struct ascetic_policy *policy, struct ascetic_error *error);
+
+// Where there are roots, allows locks (flock, fcntl) and flags of open files (F_SETFL): of every descriptor that the guest has.
+// Those that it keeps it shares with this process.
+int ascetic_policy_locks_and_flags(struct ascetic_policy *policy,
+                                   struct ascetic_error *error);
 
 // Allows to map, unmap and protect memory: not executable, unless ascetic_policy_executable() says so, too.
 int ascetic_policy_memory(struct ascetic_policy *policy, struct ascetic_error *error);
@@ -356,11 +376,25 @@ int ascetic_policy_option(struct ascetic_policy *policy,
                           uint32_t name,
                           struct ascetic_error *error);
 
-// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses, or none.
+// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses. With none, only what
+// socketpair() makes and what the guest keeps is of use. An address of AF_UNIX
+// below a root with ASCETIC_CREATE is ASCETIC_E_CONFLICT: the guest could have it lead elsewhere.
 int ascetic_policy_family(struct ascetic_policy *policy,
                           uint16_t family,
                           const struct ascetic_address *addresses,
                           size_t count,
+                          struct ascetic_error *error);
+
+// Allows sockets of a protocol beside the family's usual ones: TCP streams and UDP datagrams of AF_INET and AF_INET6, 0 of
+// all other families.
+int ascetic_policy_protocol(struct ascetic_policy *policy,
+                            uint16_t family,
+                            uint32_t protocol,
+                            struct ascetic_error *error);
+
+// Allows sockets to listen, whatever their family. One of AF_INET or AF_INET6 that was not bound listens at all addresses of
+// the machine, at a port that the kernel chooses.
+int ascetic_policy_listen(struct ascetic_policy *policy,
                           struct ascetic_error *error);
 
 // Allows the guest to send signals to its own threads. Without it, a thread can send itself what it handles, and the
@@ -399,15 +433,15 @@ int ascetic_spawn(struct ascetic_policy *policy,
                   struct ascetic_sandbox **sandbox,
                   struct ascetic_error *error);
 
-// Waits until the sandbox ends, and answers its calls meanwhile; kills it after `deadline_ms` milliseconds, if that is
-// not negative. `outcome` may be NULL.
+// Waits until the sandbox ends, and answers its calls meanwhile; kills it after `deadline_ms` milliseconds, unless that is
+// ASCETIC_FOREVER. `outcome` may be NULL.
 int ascetic_wait(struct ascetic_sandbox *sandbox,
                  int64_t deadline_ms,
                  struct ascetic_outcome *outcome,
                  struct ascetic_error *error);
 
-// Waits for up to `timeout_ms` milliseconds, or without end if that is negative, for one thing to do, and does it. 1 if
-// the sandbox has ended, and then `outcome`, which may be NULL, is filled in; 0 if it has not.
+// Waits for up to `timeout_ms` milliseconds, or ASCETIC_FOREVER, for one thing to do, and does it. 1 if the sandbox has
+// ended, and then `outcome`, which may be NULL, is filled in; 0 if it has not.
 int ascetic_serve(struct ascetic_sandbox *sandbox,
                   int64_t timeout_ms,
                   struct ascetic_outcome *outcome,
@@ -416,7 +450,7 @@ int ascetic_serve(struct ascetic_sandbox *sandbox,
 // A descriptor that is readable when ascetic_serve() has something to do: for whoever polls. -1 for NULL.
 int ascetic_descriptor(const struct ascetic_sandbox *sandbox);
 
-// After how many milliseconds to call ascetic_serve() although the descriptor is not readable; -1 for never.
+// After how many milliseconds to call ascetic_serve() although the descriptor is not readable; -1 for never, as poll() has it.
 int64_t ascetic_patience(const struct ascetic_sandbox *sandbox);
 
 // Kills all of a sandbox and waits for its end. `outcome` may be NULL.

@@ -48,6 +48,9 @@ pub const FUTEX_OPS: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 9 |
 /// Policy row of [`NR_TOKEN`]: T executes a token.
 pub const ROW_TOKEN: u32 = 1 << 27;
 
+/// Policy row of a call that the policy refuses by name: the broker does not know better.
+pub const ROW_REFUSED: u32 = 1 << 26;
+
 /// Policy row of a call that T may not make by itself, so that it asks the broker: the `errno` with which the broker
 /// refuses it, unless it knows better.
 pub const ROW_ERRNO: u32 = 0xfff;

@@ -72,6 +72,13 @@ pub fn descriptors(kept: impl Fn(i32) -> bool) -> Result<(), Refusal> {
                 return Err(found(Finding::Unknown, fd, target));
             }
         }
+        if kept(fd) && target.starts_with(b"socket:[") {
+            match sys::socket_family(fd) {
+                Ok(family) if harmless_family(family) => {}
+                Ok(_) => return Err(found(Finding::Unknown, fd, target)),
+                Err(errno) => return Err(Refusal::Proc(errno)),
+            }
+        }
         Ok(())
     })
 }
@@ -84,6 +91,12 @@ fn harmless_file(kind: u32, device: (u32, u32)) -> bool {
         sys::S_IFCHR => matches!(device, (1, 3 | 5 | 7 | 8 | 9) | (4 | 5 | 136..=143, _)),
         _ => true,
     }
+}
+
+/// Whether a socket may be kept by its family: `AF_UNIX`, `AF_INET`, `AF_INET6`. Others have the kernel at their other end
+/// (netlink), a hypervisor (vsock), or the wire (packet).
+fn harmless_family(family: u32) -> bool {
+    matches!(family, 1 | 2 | 10)
 }
 
 /// What is wrong with a descriptor whose link in `/proc/self/fd` reads `target`; `None` if its name tells nothing.
@@ -104,8 +117,8 @@ fn classify(target: &[u8]) -> Option<Finding> {
 }
 
 /// Refuses mappings that defeat the sandbox: rings of an io_uring; writable aliases of the vault, which is the file with
-/// this identity (device major and minor, inode); and any other memory that the guest could write and somebody outside
-/// would see, but for the ranges (from, to) for which `shared` says yes.
+/// this identity (device major and minor, inode); and any other memory that the guest could write, or make writable, and
+/// somebody outside would see, but for the ranges (from, to) for which `shared` says yes.
 pub fn mappings(vault: (u32, u32, u64), shared: impl Fn(usize, usize) -> bool) -> Result<(), Refusal> {
     let fd = sys::open(c"/proc/self/maps").map_err(Refusal::Proc)?;
     let mut buf = [0u8; 4096];
@@ -122,7 +135,9 @@ pub fn mappings(vault: (u32, u32, u64), shared: impl Fn(usize, usize) -> bool) -
         }
         let whole = buf.get(..have).and_then(|text| text.iter().rposition(|b| *b == b'\n')).map_or(0, |at| at + 1);
         let lines = buf.get(..whole).unwrap_or_default();
-        if let Some(refusal) = lines.split(|b| *b == b'\n').find_map(|line| mapping(line, vault, &shared)) {
+        if let Some(refusal) =
+            lines.split(|b| *b == b'\n').find_map(|line| mapping(line, vault, &shared, &can_be_writable))
+        {
             break Err(refusal);
         }
         buf.copy_within(whole..have, 0);
@@ -132,8 +147,22 @@ pub fn mappings(vault: (u32, u32, u64), shared: impl Fn(usize, usize) -> bool) -
     result
 }
 
+/// Whether a mapping can be made writable: one of a file that was opened for writing can, whatever its access now. The way to
+/// know is to do it; if it is done, there will be no sandbox, and this process ends.
+fn can_be_writable(from: usize, to: usize) -> bool {
+    let Some(len) = to.checked_sub(from) else { return true };
+    // SAFETY: adds an access that nobody uses.
+    let done = unsafe { sys::mprotect(from, len, sys::PROT_READ | sys::PROT_WRITE) };
+    !matches!(done, Err(Errno::EACCES | Errno::EPERM)) // EPERM: it is sealed (`mseal(2)`)
+}
+
 /// What is wrong with one line of `/proc/self/maps` (`proc_pid_maps(5)`).
-fn mapping(line: &[u8], vault: (u32, u32, u64), shared: &impl Fn(usize, usize) -> bool) -> Option<Refusal> {
+fn mapping(
+    line: &[u8],
+    vault: (u32, u32, u64),
+    shared: &impl Fn(usize, usize) -> bool,
+    can_be_writable: &impl Fn(usize, usize) -> bool,
+) -> Option<Refusal> {
     if line.windows(21).any(|w| w == b"anon_inode:[io_uring]") {
         return Some(found(Finding::IoUring, -1, line));
     }
@@ -146,11 +175,13 @@ fn mapping(line: &[u8], vault: (u32, u32, u64), shared: &impl Fn(usize, usize) -
     let (major, minor) = device.split_at(device.iter().position(|b| *b == b':')?);
     let is_vault = (hex(major)?, hex(minor.get(1..)?)?, number::<u64>(inode)?)
         == (u64::from(vault.0), u64::from(vault.1), vault.2);
-    match (access.get(1) == Some(&b'w'), access.get(3) == Some(&b's')) {
-        (true, _) if is_vault => Some(found(Finding::WritableAlias, -1, line)),
-        (true, true) if !shared(from, to) => Some(found(Finding::SharedMemory, -1, line)),
-        _ => None,
+    let (writable, is_shared) = (access.get(1) == Some(&b'w'), access.get(3) == Some(&b's'));
+    if is_vault && (writable || is_shared && can_be_writable(from, to)) {
+        return Some(found(Finding::WritableAlias, -1, line));
     }
+    let listed = || shared(from, to);
+    (is_shared && !is_vault && !listed() && (writable || can_be_writable(from, to)))
+        .then(|| found(Finding::SharedMemory, -1, line))
 }
 
 fn hex(digits: &[u8]) -> Option<u64> {
@@ -203,22 +234,36 @@ mod tests {
         let unknown: [&[u8]; 4] = [b"anon_inode:[pidfd]", b"pidfd:[7]", b"anon_inode:bpf-prog", b"anon_inode:kvm-vm"];
         unknown.iter().for_each(|target| assert_eq!(classify(target), Some(Finding::Unknown)));
         assert!(harmless_file(0o100_000, (0, 0)) && harmless_file(sys::S_IFCHR, (1, 3)));
+        assert!(harmless_family(1) && harmless_family(10) && !harmless_family(16) && !harmless_family(17));
         assert!(!harmless_file(sys::S_IFCHR, (1, 1)) && !harmless_file(sys::S_IFBLK, (8, 0)));
     }
 
     #[test]
     fn mappings_by_line() {
         let vault = (0, 1, 77);
-        let check = |line: &str| match mapping(line.as_bytes(), vault, &|from, to| (from, to) == (0x5000, 0x6000)) {
+        let check_with = |line: &str, can| match mapping(
+            line.as_bytes(),
+            vault,
+            &|from, to| (from, to) == (0x5000, 0x6000),
+            &|_, _| can,
+        ) {
             Some(Refusal::Found { finding, .. }) => Some(finding),
             _ => None,
         };
+        let check = |line: &str| check_with(line, false);
         let vault_at = |access: &str| format!("7f00-7f10 {access} 00000000 00:01 77   /memfd:ascetic-vault (deleted)");
         assert_eq!(check(&vault_at("r--s")), None);
         assert_eq!(check(&vault_at("rw-s")), Some(Finding::WritableAlias));
         assert_eq!(check("7f00-7f10 rw-s 00000000 00:01 78   /memfd:other"), Some(Finding::SharedMemory));
         assert_eq!(check("5000-6000 rw-s 00000000 00:01 78   /memfd:other"), None);
-        assert_eq!(check("7f00-7f10 r--s 00000000 00:01 78   /memfd:other"), None);
+        for access in ["r--s", "---s", "r-xs"] {
+            let line = format!("7f00-7f10 {access} 00000000 00:01 78   /memfd:other");
+            assert_eq!(check(&line), None);
+            assert_eq!(check_with(&line, true), Some(Finding::SharedMemory));
+            assert_eq!(check_with(&line.replace("7f00-7f10", "5000-6000"), true), None);
+            assert_eq!(check_with(&vault_at(access), true), Some(Finding::WritableAlias));
+        }
+        assert_eq!(check_with("7f00-7f10 r--p 00000000 00:01 78   /etc/file", true), None);
         assert_eq!(check("7f00-7f10 rw-s 00000000 00:0e 9   anon_inode:[io_uring]"), Some(Finding::IoUring));
         assert_eq!(check("7f00-7f10 rw-p 00000000 00:00 0"), None);
     }

@@ -101,6 +101,9 @@ pub(crate) fn check(config: &Config<'_>) -> Result<(), Error> {
     if config.dispatch && dispatch().is_err() {
         return Err(Error::NoDispatch);
     }
+    if !crate::arch::plain_addresses() {
+        return Err(Error::TaggedAddresses);
+    }
     // SAFETY: asks only. A task in strict mode would not get this far.
     match unsafe { sys::prctl(sys::PR_GET_SECCOMP, 0) } {
         Err(Errno::EINVAL) => Err(Error::NoSeccomp),

@@ -6,7 +6,8 @@
 //! list; what is not here, and any number that the kernel may add, does not compile ([`Policy::direct`]).
 //!
 //! The vault is read-only memory between guard pages, so a call that only fills or reads buffers cannot harm it even
-//! through an `iovec`; a pointer into it in a register is refused all the same.
+//! through an `iovec`; a pointer into it in a register is refused all the same. So is what only looks like one: on i386 half of
+//! a 64-bit offset, which is EFAULT then.
 //!
 //! [`Policy::direct`]: crate::policy::Policy::direct
 

@@ -64,6 +64,14 @@ pub enum Error {
         /// What the kernel said.
         errno: Errno,
     },
+    /// A root of the policy is to be one file, and there is a folder: its descriptor would give all that is in it.
+    RootIsFolder {
+        /// Its number in the policy.
+        number: usize,
+    },
+    /// The process has linear address masking on (`arch_prctl(ARCH_ENABLE_TAGGED_ADDR)`, x86_64): the kernel would take for an
+    /// address of the vault what no check does.
+    TaggedAddresses,
     /// The policy has roots, and the kernel has no `openat2` (Linux 5.6).
     NoOpenat2,
     /// Calls are to be caught, and the kernel has no syscall user dispatch (Linux 5.11).
@@ -117,7 +125,9 @@ impl Error {
             | Self::FilterInForce
             | Self::AlreadyStrict
             | Self::Placement
-            | Self::Root { .. } => Party::Embedder,
+            | Self::Root { .. }
+            | Self::RootIsFolder { .. }
+            | Self::TaggedAddresses => Party::Embedder,
             Self::NoSeccomp
             | Self::NoOpenat2
             | Self::NoDispatch
@@ -152,6 +162,12 @@ impl fmt::Display for Error {
                 write!(f, "root {number} of the policy is of a proc file system, which leads to the memory of processes")
             }
             Self::Root { number, errno } => write!(f, "root {number} of the policy cannot be opened: {errno}"),
+            Self::RootIsFolder { number } => {
+                write!(f, "root {number} of the policy is to be one file, and is a folder")
+            }
+            Self::TaggedAddresses => f.write_str(
+                "the process uses tagged addresses (ARCH_ENABLE_TAGGED_ADDR), which the checks of arguments do not know",
+            ),
             Self::NoOpenat2 => f.write_str("this kernel has no openat2 (Linux 5.6), without which paths can be raced"),
             Self::NoDispatch => f.write_str(
                 "this kernel has no syscall user dispatch (Linux 5.11): leave Config::dispatch off and use untrusted::call",
@@ -181,7 +197,8 @@ pub enum Finding {
     ProcessMemory = 4,
     /// A kind of descriptor that this runtime does not know to be harmless.
     Unknown = 5,
-    /// Memory that is shared with somebody, writable, and not listed in [`Config::share`](crate::sandbox::Config::share).
+    /// Memory that is shared with somebody, writable or to be made so, and not listed in
+    /// [`Config::share`](crate::sandbox::Config::share).
     SharedMemory = 6,
 }
 
@@ -206,7 +223,8 @@ impl fmt::Display for Finding {
             Self::WritableAlias => "a writable alias of the vault",
             Self::ProcessMemory => "a file of /proc, which can lead to the memory of a process",
             Self::SharedMemory => {
-                "writable memory that others share; list it in Config::share, unmap it, or mark it MADV_DONTFORK"
+                "memory that others share, and that is writable or can be made so; list it in Config::share, unmap it, or mark \
+                 it MADV_DONTFORK"
             }
             Self::Unknown => "not a kind of descriptor that a guest is known to be able to hold safely",
         })

@@ -5,6 +5,7 @@ use crate::abi::{
 };
 use crate::birth;
 use crate::broker::decide::{Change, O_DIRECTORY, O_PATH};
+use crate::broker::path::Whole;
 use crate::clone::CloneFlags;
 use crate::pair::{Layout, from_state};
 use crate::setup::Plan;
@@ -213,9 +214,13 @@ pub(crate) fn decided(mailbox: *const Mailbox, page: &mut Verdict, nr: u32, args
 }
 
 /// Has T remove a name, if it is to: opens the folder, removes the name in it. `at` is where the guest sees `data`.
-pub(crate) fn unlink_by_t(change: &Change<'_>, roots: u32, page: &mut Verdict, at: usize) -> bool {
-    let Change::Unlink(ref whole, place, false) = *change else { return false };
-    let Some((folder, name)) = place.split(whole).filter(|_| UNLINK_BY_T.load(Ordering::Relaxed)) else { return false };
+pub(crate) fn unlink_by_t(change: &Change<'_>, whole: &mut Whole, roots: u32, page: &mut Verdict, at: usize) -> bool {
+    let Change::Unlink(place, false) = *change else { return false };
+    if !UNLINK_BY_T.load(Ordering::Relaxed) {
+        return false;
+    }
+    let Some((folder, name)) = whole.split(place) else { return false };
+    let (folder, name) = (folder.to_bytes(), name.to_bytes());
     let how = [(O_PATH | O_DIRECTORY) as u64, 0, 0];
     let bytes = how.iter().flat_map(|word| word.to_ne_bytes()).chain(folder.iter().copied()).chain([0]);
     page.data.iter_mut().zip(bytes.chain(name.iter().copied()).chain([0])).for_each(|(to, from)| *to = from);

@@ -4,7 +4,7 @@ use crate::abi::{FUTEX_OPS, Mailbox, PAGE, STRIDE, Vault, VaultPage, Vector, Ver
 use crate::arch::{Context, Frame};
 use crate::birth::{self, Common};
 use crate::broker::Books;
-use crate::broker::decide::{O_DIRECTORY, O_PATH};
+use crate::broker::decide::{O_DIRECTORY, O_NOFOLLOW, O_PATH};
 use crate::clone;
 use crate::config::{self, Config, RECORD_MAX};
 use crate::error::Error;
@@ -182,7 +182,7 @@ impl Made {
     }
 }
 
-/// Opens a root's folder, or the folder that its one file is in.
+/// Opens a root's folder, or the folder that its one file is in: no folder itself, which it could become by others' hands only.
 fn open_root(number: usize, root: &Root<'_>) -> Result<Fd, Error> {
     const CWD: i32 = crate::broker::decide::AT_FDCWD;
     let how = |flags: usize| crate::abi::OpenHow { flags: flags as u64, mode: 0, resolve: 0 };
@@ -196,10 +196,44 @@ fn open_root(number: usize, root: &Root<'_>) -> Result<Fd, Error> {
         Err(Errno::ENOSYS) => return Err(Error::NoOpenat2),
         other => Fd(other.map_err(bad)?),
     };
-    match sys::is_on_proc(fd.0) {
-        Ok(false) => Ok(fd),
-        Ok(true) => Err(bad(Errno::EPERM)),
-        Err(errno) => Err(bad(errno)),
+    if sys::is_on_proc(fd.0).map_err(bad)? {
+        return Err(bad(Errno::EPERM));
+    }
+    if root.exact {
+        let name = root.path.to_bytes_with_nul().get(end..).unwrap_or_default();
+        let name = name.strip_prefix(b"/").unwrap_or(name);
+        let name = core::ffi::CStr::from_bytes_until_nul(name).unwrap_or_default();
+        match sys::openat2(fd.0, name, &how(O_PATH | O_NOFOLLOW | sys::O_CLOEXEC)).map(Fd) {
+            Ok(file) if sys::file_facts(file.0).map_err(bad)?.kind == sys::S_IFDIR => {
+                return Err(Error::RootIsFolder { number });
+            }
+            Ok(_) | Err(Errno::ENOENT) => {} // it may come yet
+            Err(errno) => return Err(bad(errno)),
+        }
+    }
+    Ok(fd)
+}
+
+/// As long as this lives, what is mapped readable is not executable by that (`READ_IMPLIES_EXEC`, which old programs have). The
+/// sandbox's tasks, forked meanwhile, stay so.
+struct PlainAccess(Option<usize>);
+
+impl PlainAccess {
+    fn begin() -> sys::Result<Self> {
+        let before = sys::personality(None)?;
+        if before & sys::READ_IMPLIES_EXEC == 0 {
+            return Ok(Self(None));
+        }
+        sys::personality(Some(before & !sys::READ_IMPLIES_EXEC))?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for PlainAccess {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            let _ = sys::personality(Some(before));
+        }
     }
 }
 
@@ -215,6 +249,7 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
     let fd_lo = highest.checked_add(1).filter(|lo| lo.checked_add(most).is_some());
     let fd_lo = fd_lo.ok_or(Error::ClosedDescriptor { fd: highest })?;
 
+    let _plain = PlainAccess::begin().map_err(Error::of(Sysno::personality))?;
     let layout = Layout::reserve(pairs, config.stack)?;
     let forked = (|| {
         let _guard = FORKS.lock();

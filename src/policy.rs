@@ -13,7 +13,8 @@
 //! ```
 
 use crate::abi::{
-    FUTEX_OPS, NR_TOKEN, PAIRS, ROW_ALLOW, ROW_ERRNO, ROW_FDS, ROW_FUTEX, ROW_SMALL, ROW_TOKEN, SMALL, TABLE_LEN,
+    FUTEX_OPS, NR_TOKEN, PAIRS, ROW_ALLOW, ROW_ERRNO, ROW_FDS, ROW_FUTEX, ROW_REFUSED, ROW_SMALL, ROW_TOKEN, SMALL,
+    TABLE_LEN,
 };
 use crate::direct::{DIRECT, ORDINARY, why_not};
 use crate::sys::{EBADF, EFAULT, EINVAL, ENOSYS, FUTEX_CMD_MASK, Sysno};
@@ -28,7 +29,8 @@ pub struct Rights(u8);
 
 impl Rights {
     /// Nothing but to know that a folder itself is there, and its attributes. For those on the way to other roots: what
-    /// resolves names by itself, as `realpath(3)` does, looks at each of them. Of a file, nothing.
+    /// resolves names by itself, as `realpath(3)` does, looks at each of them. Of a file, nothing. It takes nothing away: in a
+    /// root that allows more it cannot be ([`BadRoot::Nested`]).
     pub const NONE: Self = Self(0);
     /// Open for reading, list, look at attributes, follow links of the file system.
     pub const READ: Self = Self(1);
@@ -57,13 +59,20 @@ impl Rights {
 
 /// A folder, or one file, and what may be done with what is there. The folder is opened before the sandbox exists; what
 /// is mounted below it is not part of it and needs a root of its own.
+///
+/// Rights are those of names: what has names below several roots can be used by each as that root says. A root inside
+/// another can therefore only add rights, and only where the outer one does not let the guest bring other files to the
+/// inner one's name; a policy that says otherwise is not built ([`BadRoot::Nested`]). Names that lead to one place in ways
+/// that the text does not show (symbolic links in the path of a root, hard links, bind mounts) are the embedder's to know.
 #[derive(Clone, Copy, Debug)]
 pub struct Root<'a> {
     /// Its absolute path, as the guest names it.
     pub path: &'a CStr,
     /// What may be done.
     pub rights: Rights,
-    /// Whether this is one file and not a folder.
+    /// Whether this is one file and not a folder. It need not be there; if it is a folder, there is no sandbox
+    /// ([`RootIsFolder`](crate::error::Error::RootIsFolder)). The guest can put none there; whoever else does gives it what is
+    /// in it.
     pub exact: bool,
 }
 
@@ -76,7 +85,9 @@ pub struct Family<'a> {
     /// `AF_*`
     pub family: u16,
     /// The addresses (`struct sockaddr_*` from its first byte on, as many bytes as matter) that it may connect to, bind and
-    /// send to; empty for none, so that only `socketpair` and descriptors that it was given are of use.
+    /// send to. Empty for none: then there is no `socket` of the family, which can reach others without an address, and only
+    /// `socketpair` (of `AF_UNIX`) and descriptors that it was given are of use. A datagram socket that has sent has a port of
+    /// its own, and gets what anybody sends there.
     pub addresses: &'a [&'a [u8]],
 }
 
@@ -106,10 +117,13 @@ pub struct Policy<'a> {
     default_errno: u32,
     roots: [Option<Root<'a>>; ROOTS],
     no_links: bool,
+    locks_and_flags: bool,
     memory: bool,
     exec: bool,
     w_xor_x: bool,
     families: [Option<Family<'a>>; FAMILIES],
+    protocols: [Option<(u16, u32)>; LIST],
+    listen: bool,
     options: [Option<(u32, u32)>; LIST],
     ioctls: [Option<u32>; LIST],
     signals: bool,
@@ -125,10 +139,13 @@ impl<'a> Policy<'a> {
             default_errno: ENOSYS as u32,
             roots: [None; ROOTS],
             no_links: false,
+            locks_and_flags: false,
             memory: false,
             exec: false,
             w_xor_x: false,
             families: [None; FAMILIES],
+            protocols: [None; LIST],
+            listen: false,
             options: [None; LIST],
             ioctls: [None; LIST],
             signals: false,
@@ -139,11 +156,14 @@ impl<'a> Policy<'a> {
     }
 
     /// Allows in the direct lane what an ordinary program's libc needs besides files, memory and threads: time, bytes
-    /// through descriptors that the guest holds anyway, new descriptors of kinds that reach nobody else, its own ids.
+    /// through descriptors that the guest holds anyway, new descriptors of kinds that reach nobody else, its own ids. Not what
+    /// is [refused](Self::refuse) by name, before or after.
     pub const fn ordinary(mut self) -> Self {
         let mut i = 0;
         while i < ORDINARY.len() {
-            self = self.direct(ORDINARY[i]);
+            if !self.refuses(ORDINARY[i] as u32) {
+                self = self.direct(ORDINARY[i]);
+            }
             i += 1;
         }
         self
@@ -153,7 +173,7 @@ impl<'a> Policy<'a> {
     ///
     /// # Panics
     ///
-    /// In a `const`, that is: does not compile. If the path is not such a path, or there are [`ROOTS`] already.
+    /// In a `const`, that is: does not compile. If a policy cannot have the root ([`BadRoot`]).
     pub const fn root(self, path: &'a CStr, rights: Rights) -> Self {
         unwrap_root(self.try_root(Root { path, rights, exact: false }))
     }
@@ -171,8 +191,8 @@ impl<'a> Policy<'a> {
     ///
     /// # Errors
     ///
-    /// If the path is not such a path, or there are [`ROOTS`] already.
-    pub const fn try_root(mut self, root: Root<'a>) -> Result<Self, BadRoot> {
+    /// Why the policy cannot have it.
+    pub const fn try_root(mut self, root: Root<'a>) -> Result<Self, BadRoot<'a>> {
         if let Err(error) = check_path(root.path.to_bytes()) {
             return Err(error);
         }
@@ -180,10 +200,29 @@ impl<'a> Policy<'a> {
             return Err(BadRoot::NotAFile);
         }
         let mut i = 0;
+        while i < FAMILIES {
+            if let Some(family) = &self.families[i] {
+                if let Some(redirect) = redirects(&root, family) {
+                    return Err(BadRoot::Redirects(redirect));
+                }
+            }
+            i += 1;
+        }
+        let mut i = 0;
         while i < ROOTS {
-            if self.roots[i].is_none() {
-                self.roots[i] = Some(root);
-                return Ok(self);
+            match &self.roots[i] {
+                None => {
+                    self.roots[i] = Some(root);
+                    return Ok(self);
+                }
+                Some(other) => {
+                    if let Some(bad) = nested(&root, other) {
+                        return Err(bad);
+                    }
+                    if let Some(bad) = nested(other, &root) {
+                        return Err(bad);
+                    }
+                }
             }
             i += 1;
         }
@@ -196,7 +235,16 @@ impl<'a> Policy<'a> {
         self
     }
 
-    /// Allows to map, unmap and protect memory: not executable, unless [`executable`](Self::executable) says so too.
+    /// Where there are roots, allows locks (`flock`, `fcntl`) and the flags of open files (`F_SETFL`): of every descriptor that
+    /// the guest has. Those that it keeps it shares with the embedder: one who takes away a log's `O_APPEND`, makes a terminal
+    /// non-blocking, or holds a lock for ever, does so to all who have it open.
+    pub const fn locks_and_flags(mut self) -> Self {
+        self.locks_and_flags = true;
+        self
+    }
+
+    /// Allows to map, unmap and protect memory: not executable, unless [`executable`](Self::executable) says so too. What the
+    /// embedder had mapped writable and executable stays so.
     pub const fn memory(mut self) -> Self {
         self.memory = true;
         self
@@ -218,17 +266,74 @@ impl<'a> Policy<'a> {
     ///
     /// # Panics
     ///
-    /// If there are [`FAMILIES`] already.
-    pub const fn family(mut self, family: Family<'a>) -> Self {
+    /// In a `const`, that is: does not compile. If a policy cannot have the family ([`BadFamily`]).
+    pub const fn family(self, family: Family<'a>) -> Self {
+        match self.try_family(family) {
+            Ok(policy) => policy,
+            Err(error) => refuse_to_build(&error.parts()),
+        }
+    }
+
+    /// Like [`family`](Self::family), for policies that are not built at compile time.
+    ///
+    /// # Errors
+    ///
+    /// Why the policy cannot have it.
+    pub const fn try_family(mut self, family: Family<'a>) -> Result<Self, BadFamily<'a>> {
+        let mut i = 0;
+        while i < family.addresses.len() {
+            if family.addresses[i].is_empty() {
+                return Err(BadFamily::NoBytes);
+            }
+            i += 1;
+        }
+        let mut i = 0;
+        while i < ROOTS {
+            if let Some(root) = &self.roots[i] {
+                if let Some(redirect) = redirects(root, &family) {
+                    return Err(BadFamily::Redirected(redirect));
+                }
+            }
+            i += 1;
+        }
         let mut i = 0;
         while i < FAMILIES {
-            if self.families[i].is_none() {
-                self.families[i] = Some(family);
+            match &self.families[i] {
+                None => {
+                    self.families[i] = Some(family);
+                    return Ok(self);
+                }
+                Some(other) if other.family == family.family => return Err(BadFamily::Twice),
+                Some(_) => {}
+            }
+            i += 1;
+        }
+        Err(BadFamily::TooMany)
+    }
+
+    /// Allows sockets of a protocol (`IPPROTO_*`, `NETLINK_*`, …) beside the family's usual ones: TCP streams and UDP datagrams
+    /// of `AF_INET` and `AF_INET6`, 0 of all other families.
+    ///
+    /// # Panics
+    ///
+    /// If there are [`LIST`] already.
+    pub const fn protocol(mut self, family: u16, protocol: u32) -> Self {
+        let mut i = 0;
+        while i < LIST {
+            if self.protocols[i].is_none() {
+                self.protocols[i] = Some((family, protocol));
                 return self;
             }
             i += 1;
         }
-        panic!("too many address families")
+        panic!("too many protocols")
+    }
+
+    /// Allows sockets to listen, whatever their family: a descriptor does not say of which it is. One of an internet family
+    /// that was not bound before listens at all addresses of the machine, at a port that the kernel chooses.
+    pub const fn listen(mut self) -> Self {
+        self.listen = true;
+        self
     }
 
     /// Allows to set and to ask for a socket option (`level`, `name`) whose value has no pointers.
@@ -314,6 +419,10 @@ impl<'a> Policy<'a> {
     pub fn follows_links(&self) -> bool {
         !self.no_links
     }
+    /// Whether locks and flags of open files may be changed.
+    pub fn allows_locks_and_flags(&self) -> bool {
+        self.locks_and_flags
+    }
     /// Whether memory may be mapped.
     pub fn maps(&self) -> bool {
         self.memory
@@ -332,6 +441,26 @@ impl<'a> Policy<'a> {
     pub fn has_sockets(&self) -> bool {
         self.families[0].is_some()
     }
+    /// Whether a socket of this family, type (`SOCK_*` without flags) and protocol may be made.
+    pub fn allows_protocol(&self, family: u16, kind: u32, protocol: u32) -> bool {
+        const INET: u16 = 2;
+        const INET6: u16 = 10;
+        const STREAM: u32 = 1;
+        const DATAGRAM: u32 = 2;
+        const TCP: u32 = 6;
+        const UDP: u32 = 17;
+        let usual = match (family, kind) {
+            (INET | INET6, STREAM) => matches!(protocol, 0 | TCP),
+            (INET | INET6, DATAGRAM) => matches!(protocol, 0 | UDP),
+            (INET | INET6, _) => false, // 0 is SCTP
+            _ => protocol == 0,
+        };
+        usual || self.protocols.contains(&Some((family, protocol)))
+    }
+    /// Whether sockets may listen.
+    pub fn listens(&self) -> bool {
+        self.listen
+    }
     /// Whether a socket option is allowed.
     pub fn allows_option(&self, level: u32, name: u32) -> bool {
         self.options.contains(&Some((level, name)))
@@ -349,13 +478,13 @@ impl<'a> Policy<'a> {
         self.limits
     }
 
-    /// Refuses calls that are not mentioned otherwise with this `errno` (1 to 4095) instead, but for those that a libc
-    /// tries first and does without when they are `ENOSYS`. Say it first.
+    /// Refuses calls that nothing allows, and nothing refuses by name, with this `errno` (1 to 4095) instead of `ENOSYS`, but
+    /// for those that a libc tries first and does without when they are `ENOSYS`.
     pub const fn default_errno(mut self, errno: u32) -> Self {
         check_errno(errno);
         let mut nr = 0;
         while nr < NR_TOKEN as usize {
-            if self.rows[nr] & ROW_ALLOW == 0 && !falls_back(nr) {
+            if self.rows[nr] & (ROW_ALLOW | ROW_REFUSED) == 0 && !falls_back(nr) {
                 self.rows[nr] = errno;
             }
             nr += 1;
@@ -368,11 +497,12 @@ impl<'a> Policy<'a> {
     ///
     /// # Panics
     ///
-    /// In a `const`, that is: does not compile. If the call is not on the [list](crate::direct::DIRECT).
+    /// In a `const`, that is: does not compile. If the call is not on the [list](crate::direct::DIRECT), or was
+    /// [refused](Self::refuse).
     pub const fn direct(self, call: Sysno) -> Self {
         match self.try_direct(call) {
             Ok(policy) => policy,
-            Err(error) => refuse_to_build(error),
+            Err(error) => refuse_to_build(&error.parts()),
         }
     }
 
@@ -380,8 +510,11 @@ impl<'a> Policy<'a> {
     ///
     /// # Errors
     ///
-    /// If the call is not on the [list](crate::direct::DIRECT).
+    /// If the call is not on the [list](crate::direct::DIRECT), or was [refused](Self::refuse).
     pub const fn try_direct(mut self, call: Sysno) -> Result<Self, NotDirect> {
+        if self.refuses(call as u32) {
+            return Err(NotDirect { call, why: "the policy refuses it by name" });
+        }
         let mut i = 0;
         while i < DIRECT.len() {
             if DIRECT[i].call as usize == call as usize {
@@ -393,11 +526,19 @@ impl<'a> Policy<'a> {
         Err(NotDirect { call, why: why_not(call) })
     }
 
-    /// Refuses a call with an `errno` of its own (1 to 4095).
+    /// Refuses a call with an `errno` of its own (1 to 4095), whatever else allows it: roots, memory, threads and all the
+    /// rest. Another call that does the same is another call (`open` and `openat`). What the runtime answers in the guest
+    /// itself (`getpid`, `gettid`, `set_tid_address`, `set_robust_list`, `rseq`, and what strict mode leaves it) is not asked
+    /// for.
     pub const fn refuse(mut self, call: Sysno, errno: u32) -> Self {
         check_errno(errno);
-        self.rows[call as usize] = errno;
+        self.rows[call as usize] = ROW_REFUSED | errno;
         self
+    }
+
+    /// Whether a call is refused by name.
+    pub const fn refuses(&self, nr: u32) -> bool {
+        (nr as usize) < TABLE_LEN && self.rows[nr as usize] & ROW_REFUSED != 0
     }
 
     /// The table, as T reads it.
@@ -460,9 +601,15 @@ pub struct NotDirect {
     pub why: &'static str,
 }
 
+impl NotDirect {
+    const fn parts(&self) -> Parts<'static> {
+        [b"`", self.call.name().as_bytes(), b"` may not be a direct call: ", self.why.as_bytes(), b""]
+    }
+}
+
 impl core::fmt::Display for NotDirect {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "`{}` may not be a direct call: {}", self.call.name(), self.why)
+        write_parts(f, &self.parts())
     }
 }
 
@@ -470,7 +617,7 @@ impl core::error::Error for NotDirect {}
 
 /// A root that a policy cannot have: the embedder's mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadRoot {
+pub enum BadRoot<'a> {
     /// The path does not begin with `/`.
     NotAbsolute,
     /// The path has `.`, `..` or an empty part.
@@ -479,35 +626,196 @@ pub enum BadRoot {
     NotAFile,
     /// There are [`ROOTS`] already.
     TooMany,
+    /// Two roots, one inside the other or both the same, that no check could keep apart. What is below the outer one can be
+    /// reached by its rights in many ways (`..`, links, descriptors of folders, new names), so the inner one must allow all
+    /// that the outer one does. And where names can be created, any file below the outer one can get a name in the inner
+    /// one, which then must not allow more either.
+    Nested {
+        /// The outer root.
+        outer: &'a CStr,
+        /// The root inside it.
+        inner: &'a CStr,
+    },
+    /// The address of a socket is below the root.
+    Redirects(Redirect<'a>),
 }
 
-impl BadRoot {
-    const fn describe(self) -> &'static str {
+/// A family that a policy cannot have: the embedder's mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadFamily<'a> {
+    /// There are [`FAMILIES`] already.
+    TooMany,
+    /// The family is there already.
+    Twice,
+    /// An address of no bytes would allow all.
+    NoBytes,
+    /// An address is below a root.
+    Redirected(Redirect<'a>),
+}
+
+/// The address of an `AF_UNIX` socket that the guest may talk to, and a root where it may create names: a symbolic link or
+/// another file, put where the socket is, would let it talk to any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirect<'a> {
+    /// The root.
+    pub root: &'a CStr,
+    /// The path in the address, as far as the policy says it.
+    pub address: &'a [u8],
+}
+
+/// A message, in parts: in a `const` nothing can be formatted.
+type Parts<'a> = [&'a [u8]; 5];
+
+impl<'a> BadRoot<'a> {
+    const fn parts(&self) -> Parts<'a> {
         match self {
-            Self::NotAbsolute => "the path of a root must begin with /",
-            Self::NotPlain => "the path of a root must not have `.`, `..`, `//` or a `/` at its end",
-            Self::NotAFile => "the root folder is no file",
-            Self::TooMany => "a policy has 16 roots at most",
+            Self::NotAbsolute => just("the path of a root must begin with /"),
+            Self::NotPlain => just("the path of a root must not have `.`, `..`, `//` or a `/` at its end"),
+            Self::NotAFile => just("the root folder is no file"),
+            Self::TooMany => just("a policy has 16 roots at most"),
+            Self::Nested { outer, inner } => [
+                b"the root `",
+                inner.to_bytes(),
+                b"` is in the root `",
+                outer.to_bytes(),
+                b"`: it must allow what that does, and no more if that lets names be created",
+            ],
+            Self::Redirects(redirect) => redirect.parts(),
         }
     }
 }
 
-impl core::fmt::Display for BadRoot {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(self.describe())
+impl<'a> BadFamily<'a> {
+    const fn parts(&self) -> Parts<'a> {
+        match self {
+            Self::TooMany => just("a policy has 4 address families at most"),
+            Self::Twice => just("the address family is there twice"),
+            Self::NoBytes => just("an address of no bytes would allow all"),
+            Self::Redirected(redirect) => redirect.parts(),
+        }
     }
 }
 
-impl core::error::Error for BadRoot {}
+impl<'a> Redirect<'a> {
+    const fn parts(&self) -> Parts<'a> {
+        [
+            b"the socket address `",
+            self.address,
+            b"` is in the root `",
+            self.root.to_bytes(),
+            b"`, which lets names be created: the guest could have it lead to any socket",
+        ]
+    }
+}
 
-const fn unwrap_root<'a>(built: Result<Policy<'a>, BadRoot>) -> Policy<'a> {
+const fn just(text: &str) -> Parts<'_> {
+    [text.as_bytes(), b"", b"", b"", b""]
+}
+
+fn write_parts(f: &mut core::fmt::Formatter<'_>, parts: &[&[u8]]) -> core::fmt::Result {
+    // The path of a root may be anything.
+    parts.iter().try_for_each(|part| match core::str::from_utf8(part) {
+        Ok(text) if !text.contains(char::is_control) => f.write_str(text),
+        _ => write!(f, "{}", part.escape_ascii()),
+    })
+}
+
+impl core::fmt::Display for BadRoot<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write_parts(f, &self.parts())
+    }
+}
+
+impl core::fmt::Display for BadFamily<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write_parts(f, &self.parts())
+    }
+}
+
+impl core::fmt::Display for Redirect<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write_parts(f, &self.parts())
+    }
+}
+
+impl core::error::Error for BadRoot<'_> {}
+
+impl core::error::Error for BadFamily<'_> {}
+
+const fn unwrap_root<'a>(built: Result<Policy<'a>, BadRoot<'a>>) -> Policy<'a> {
     match built {
         Ok(policy) => policy,
-        Err(error) => panic!("{}", error.describe()),
+        Err(error) => refuse_to_build(&error.parts()),
     }
 }
 
-const fn check_path(path: &[u8]) -> Result<(), BadRoot> {
+/// What is wrong with `inner` if it is inside `outer`, as [`BadRoot::Nested`] says.
+const fn nested<'a>(inner: &Root<'a>, outer: &Root<'a>) -> Option<BadRoot<'a>> {
+    if !is_in(inner.path.to_bytes(), outer) {
+        return None;
+    }
+    let less = !inner.rights.has(outer.rights);
+    let more = !outer.rights.has(inner.rights);
+    if less || more && outer.rights.has(Rights::CREATE) {
+        return Some(BadRoot::Nested { outer: outer.path, inner: inner.path });
+    }
+    None
+}
+
+/// Whether a path is a root, or below it.
+const fn is_in(path: &[u8], root: &Root<'_>) -> bool {
+    let base = root.path.to_bytes();
+    let base = if base.len() == 1 { b"" } else { base };
+    begins(path, base) && (path.len() == base.len() || !root.exact && path[base.len()] == b'/')
+}
+
+const fn begins(text: &[u8], with: &[u8]) -> bool {
+    let mut i = 0;
+    while i < with.len() {
+        if i >= text.len() || text[i] != with[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+/// An address of the family that the guest could have lead elsewhere, because it may create names in the root.
+const fn redirects<'a>(root: &Root<'a>, family: &Family<'a>) -> Option<Redirect<'a>> {
+    const AF_UNIX: u16 = 1;
+    if family.family != AF_UNIX || !root.rights.has(Rights::CREATE) {
+        return None;
+    }
+    let mut i = 0;
+    while i < family.addresses.len() {
+        let (path, whole) = unix_path(family.addresses[i]);
+        // One that says nothing, or `/`, allows every path anyway.
+        let all = path.is_empty() || path.len() == 1 && path[0] == b'/';
+        // A path that ends with its zero is that path; one that does not may go on with what is below the root. Where one
+        // that is not plain leads, the text does not tell.
+        let below = is_in(path, root) || !whole && begins(root.path.to_bytes(), path);
+        if !all && (below || check_path(path).is_err()) {
+            return Some(Redirect { root: root.path, address: path });
+        }
+        i += 1;
+    }
+    None
+}
+
+/// The path in a `struct sockaddr_un`, and whether its end is there; no path if it is an abstract name.
+const fn unix_path(address: &[u8]) -> (&[u8], bool) {
+    if address.len() <= 2 {
+        return (b"", false);
+    }
+    let path = address.split_at(2).1;
+    let mut len = 0;
+    while len < path.len() && path[len] != 0 {
+        len += 1;
+    }
+    (path.split_at(len).0, len < path.len())
+}
+
+const fn check_path(path: &[u8]) -> Result<(), BadRoot<'static>> {
     if path.is_empty() || path[0] != b'/' {
         return Err(BadRoot::NotAbsolute);
     }
@@ -583,17 +891,15 @@ const fn check_errno(errno: u32) {
     assert!(errno >= 1 && errno <= ROW_ERRNO, "an errno is a number from 1 to 4095");
 }
 
-/// Says which call and why: the message of the compiler's error, which cannot format.
-const fn refuse_to_build(error: NotDirect) -> ! {
-    let mut text = [0u8; 192];
+/// Says what is wrong: the message of the compiler's error, which cannot format.
+const fn refuse_to_build(parts: &Parts<'_>) -> ! {
+    let mut text = [0u8; 512];
     let mut len = 0;
-    let parts = ["`", error.call.name(), "` may not be a direct call: ", error.why];
     let mut p = 0;
     while p < parts.len() {
-        let bytes = parts[p].as_bytes();
         let mut i = 0;
-        while i < bytes.len() && len < text.len() {
-            text[len] = bytes[i];
+        while i < parts[p].len() && len < text.len() {
+            text[len] = parts[p][i];
             len += 1;
             i += 1;
         }
@@ -601,7 +907,7 @@ const fn refuse_to_build(error: NotDirect) -> ! {
     }
     match core::str::from_utf8(text.split_at(len).0) {
         Ok(text) => panic!("{}", text),
-        Err(_) => panic!("this call may not be direct"),
+        Err(_) => panic!("a policy cannot have this"),
     }
 }
 
@@ -637,12 +943,119 @@ mod tests {
     }
 
     #[test]
+    fn what_is_refused_by_name_is_refused_in_any_order() {
+        let after = Policy::new().ordinary().default_errno(1).refuse(Sysno::getrandom, 2);
+        let before = Policy::new().refuse(Sysno::getrandom, 2).default_errno(1).ordinary();
+        assert_eq!(after.rows(), before.rows());
+        assert_eq!(after.decide(&BOUNDS, Sysno::getrandom as u32, &[0; 6]), Decision::Ask(2));
+        assert!(after.refuses(Sysno::getrandom as u32) && !after.refuses(Sysno::getppid as u32));
+        assert!(!after.refuses(NR_TOKEN) && !after.refuses(u32::MAX));
+        let error = before.try_direct(Sysno::getrandom).map(drop).unwrap_err();
+        assert!(error.to_string().ends_with("the policy refuses it by name"), "{error}");
+    }
+
+    #[test]
     fn a_descriptor_grants_what_all_roots_do_from_which_there_can_be_one() {
         let (both, way) = (Rights::READ.and(Rights::WRITE), Policy::new().root(c"/", Rights::NONE));
         assert_eq!(Policy::new().common_rights(), Rights::NONE);
         assert_eq!(way.common_rights(), Rights::NONE);
         assert_eq!(way.clone().root(c"/a", both).common_rights(), both);
         assert_eq!(way.root(c"/a", both).file(c"/b", Rights::READ).common_rights(), Rights::READ);
+    }
+
+    #[test]
+    fn a_root_in_another_adds_rights_where_names_stay() {
+        use Rights as R;
+        let root = |path, rights, exact| Root { path, rights, exact };
+        let build = |a: Root<'static>, b: Root<'static>| {
+            let built = Policy::new().try_root(a).and_then(|policy| policy.try_root(b)).map(drop);
+            // In either order.
+            assert_eq!(Policy::new().try_root(b).and_then(|policy| policy.try_root(a)).map(drop), built);
+            built
+        };
+        let (rw, all) = (R::READ.and(R::WRITE), R::READ.and(R::WRITE).and(R::CREATE));
+        for exact in [false, true] {
+            let bad = Err(BadRoot::Nested { outer: c"/a", inner: c"/a/b" });
+            for (outer, inner, expected) in [
+                (R::READ, R::NONE, bad),
+                (rw, R::READ, bad),
+                (R::READ, R::WRITE, bad),
+                (all, rw, bad),
+                (R::READ.and(R::CREATE), all, bad),
+                (R::READ, R::READ, Ok(())),
+                (R::READ, all, Ok(())),
+                (all, all, Ok(())),
+                (R::NONE, R::READ, Ok(())),
+                (R::NONE, R::NONE, Ok(())),
+            ] {
+                let built = build(root(c"/a", outer, false), root(c"/a/b", inner, exact));
+                assert_eq!(built, expected, "{outer:?} {inner:?}");
+            }
+            // A neighbour whose name only begins so, and what is below a file, are not inside.
+            assert_eq!(build(root(c"/a", R::READ, false), root(c"/ab", R::NONE, exact)), Ok(()));
+            assert_eq!(build(root(c"/a", R::READ, true), root(c"/a/b", R::NONE, exact)), Ok(()));
+            let bad = Err(BadRoot::Nested { outer: c"/", inner: c"/b" });
+            assert_eq!(build(root(c"/", R::READ, false), root(c"/b", R::NONE, exact)), bad);
+        }
+        let twice = Policy::new().root(c"/a", R::READ).try_root(root(c"/a", rw, false)).map(drop).unwrap_err();
+        assert!(twice.to_string().contains("the root `/a` is in the root `/a`"), "{twice}");
+        let built = std::panic::catch_unwind(|| Policy::new().root(c"/a", R::READ).root(c"/a/b", R::NONE));
+        let message = *built.expect_err("it is nested").downcast::<String>().unwrap();
+        assert_eq!(message, BadRoot::Nested { outer: c"/a", inner: c"/a/b" }.to_string());
+    }
+
+    #[test]
+    fn a_socket_where_names_can_be_created_is_not_an_address() {
+        let root = |path, rights| Root { path, rights, exact: false };
+        let build = |root: Root<'static>, addresses: &'static [&'static [u8]]| {
+            let family = Family { family: 1, addresses };
+            let one = Policy::new().try_root(root).unwrap().try_family(family).map(drop);
+            let other = Policy::new().try_family(family).unwrap().try_root(root).map(drop);
+            match (one, other) {
+                (Ok(()), Ok(())) => None,
+                (Err(BadFamily::Redirected(a)), Err(BadRoot::Redirects(b))) if a == b => Some(a.address),
+                other => panic!("{other:?}"),
+            }
+        };
+        let run = root(c"/run", Rights::READ.and(Rights::CREATE));
+        assert_eq!(build(run, &[b"\x01\0/run/s\0"]), Some(&b"/run/s"[..]));
+        assert_eq!(build(run, &[b"\x01\0/running/s\0"]), None);
+        assert_eq!(build(run, &[b"\x01\0\0/run/s"]), None); // abstract
+        assert_eq!(build(run, &[b"\x01\0/ru"]), Some(&b"/ru"[..])); // begins so
+        assert_eq!(build(run, &[b"\x01\0/ru\0"]), None);
+        assert_eq!(build(run, &[b"\x01\0/x/../run/s\0"]), Some(&b"/x/../run/s"[..]));
+        assert_eq!(build(run, &[b"\x01\0s\0"]), Some(&b"s"[..]));
+        assert_eq!(build(run, &[b"\x01\0"]), None); // all there are
+        assert_eq!(build(run, &[b"\x01\0/"]), None);
+        assert_eq!(build(root(c"/run", Rights::READ.and(Rights::WRITE)), &[b"\x01\0/run/s\0"]), None);
+        assert_eq!(build(root(c"/", Rights::CREATE), &[b"\x01\0/run/s\0"]), Some(&b"/run/s"[..]));
+        assert_eq!(build(Root { exact: true, ..root(c"/s", Rights::CREATE) }, &[b"\x01\0/s\0"]), Some(&b"/s"[..]));
+        assert_eq!(build(Root { exact: true, ..root(c"/s", Rights::CREATE) }, &[b"\x01\0/s/t\0"]), None);
+        let family = |family, addresses| {
+            Policy::new()
+                .family(Family { family: 1, addresses: &[] })
+                .try_family(Family { family, addresses })
+                .map(drop)
+        };
+        assert_eq!(family(1, &[]), Err(BadFamily::Twice));
+        assert_eq!(family(2, &[b""]), Err(BadFamily::NoBytes));
+        assert_eq!(family(2, &[b"\x02"]), Ok(()));
+    }
+
+    #[test]
+    fn protocols_are_the_usual_ones_and_those_that_are_listed() {
+        let policy = Policy::new().protocol(16, 15).protocol(2, 132);
+        for family in [2, 10] {
+            for (kind, protocol) in [(1, 0), (1, 6), (2, 0), (2, 17)] {
+                assert!(policy.allows_protocol(family, kind, protocol), "{family} {kind} {protocol}");
+            }
+            for (kind, protocol) in [(1, 17), (1, 262), (2, 1), (2, 6), (2, 136), (5, 0), (5, 6)] {
+                assert!(!policy.allows_protocol(family, kind, protocol), "{family} {kind} {protocol}");
+            }
+        }
+        assert!(policy.allows_protocol(2, 5, 132) && !policy.allows_protocol(10, 5, 132));
+        assert!(policy.allows_protocol(16, 2, 15) && !policy.allows_protocol(16, 2, 9));
+        assert!(policy.allows_protocol(1, 5, 0) && !policy.allows_protocol(1, 1, 1));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! How U is locked down.
 //!
-//! [`Lockdown::Strict`] is the default: `SECCOMP_MODE_STRICT`, four calls, no program to get wrong. The kernel refuses
-//! it to a task that has a filter already; [`Lockdown::Filter`] is for those, and for guests whose `read` and `write`
+//! [`Lockdown::Strict`] is the default: `SECCOMP_MODE_STRICT`, four calls, no program to get wrong. Newer x86_64 kernels let
+//! `uretprobe` pass as well, and then `uprobe` (`kernel/seccomp.c`, `mode1_syscalls`): called from anywhere but the kernel's own
+//! trampoline, which is there for tasks that are probed, they do nothing but fail. The kernel refuses strict mode
+//! to a task that has a filter already; [`Lockdown::Filter`] is for those, and for guests whose `read` and `write`
 //! are to be pinned to descriptors: a filter that lets the same four calls pass and turns every other into SIGSYS.
 
 use crate::arch;

@@ -81,6 +81,8 @@ pub const RLIMIT_NOFILE: usize = 7;
 pub const RLIMIT_AS: usize = 9;
 /// `PR_SET_NO_NEW_PRIVS`
 pub const PR_SET_NO_NEW_PRIVS: usize = 38;
+/// `READ_IMPLIES_EXEC` (`include/uapi/linux/personality.h`)
+pub const READ_IMPLIES_EXEC: usize = 0x40_0000;
 /// `PR_SET_NAME`
 pub const PR_SET_NAME: usize = 15;
 /// `FUTEX_WAIT`
@@ -283,6 +285,25 @@ pub fn credential_pair() -> Result<(i32, i32)> {
     }
 }
 
+/// The address family of a socket.
+pub fn socket_family(socket: i32) -> Result<u32> {
+    const SOL_SOCKET: usize = 1;
+    const SO_DOMAIN: usize = 39;
+    let (mut family, mut len) = (0u32, 4u32);
+    // SAFETY: the kernel stores at most four bytes, and how many.
+    unsafe {
+        let (to, len) = (&raw mut family as usize, &raw mut len as usize);
+        sys!(getsockopt, socket as usize, SOL_SOCKET, SO_DOMAIN, to, len)?;
+        Ok((&raw const family).read_volatile())
+    }
+}
+
+/// The execution domain of the caller and its flags; `new` replaces them.
+pub fn personality(new: Option<usize>) -> Result<usize> {
+    // SAFETY: what is mapped stays as it is.
+    unsafe { sys!(personality, new.unwrap_or(0xffff_ffff)) }
+}
+
 /// What [`receive`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
@@ -392,6 +413,17 @@ pub fn openat2(dir: i32, path: &CStr, how: &crate::abi::OpenHow) -> Result<i32> 
     // SAFETY: `path` ends in NUL; the kernel reads the rest.
     unsafe { sys!(openat2, dir as isize as usize, path.as_ptr() as usize, how_at, size_of_val(how)) }
         .map(|fd| fd as i32)
+}
+
+/// Changes the length of the file at the path that `path` is the address of.
+pub fn truncate(path: usize, len: i64) -> Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: touches no memory but the path, which the kernel looks for.
+    let done = unsafe { sys!(truncate, path, len as usize) };
+    #[cfg(target_arch = "x86")]
+    // SAFETY: as above. The length takes two registers, low half first.
+    let done = unsafe { sys!(truncate64, path, len as usize, (len >> 32) as usize) };
+    done.map(drop)
 }
 
 /// Soft and hard limit of a process (0: the caller), and sets them.
@@ -564,6 +596,8 @@ pub struct FileFacts {
 
 /// `S_IFCHR`
 pub const S_IFCHR: u32 = 0o020_000;
+/// `S_IFDIR`
+pub const S_IFDIR: u32 = 0o040_000;
 /// `S_IFBLK`
 pub const S_IFBLK: u32 = 0o060_000;
 

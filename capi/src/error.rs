@@ -3,7 +3,7 @@
 use core::ffi::{CStr, c_char};
 use core::fmt::{self, Write};
 use runtime::error::{self, Party};
-use runtime::policy::{BadRoot, NotDirect};
+use runtime::policy::{BadFamily, BadRoot, NotDirect, Redirect};
 
 /// An argument is NULL, or not one of the values that it may have.
 pub const ASCETIC_E_ARGUMENT: i32 = -1;
@@ -21,6 +21,8 @@ pub const ASCETIC_E_FULL: i32 = -6;
 pub const ASCETIC_E_IN_USE: i32 = -7;
 /// The sandbox is only lent, as to a report: it can be asked, but not waited for or killed.
 pub const ASCETIC_E_LENT: i32 = -8;
+/// Two things that the policy allows would together allow more than it says: `text` names both.
+pub const ASCETIC_E_CONFLICT: i32 = -9;
 
 /// The guest's stack is too small, or too large to map.
 pub const ASCETIC_E_STACK: i32 = -20;
@@ -40,7 +42,7 @@ pub const ASCETIC_E_FILTER_IN_FORCE: i32 = -26;
 pub const ASCETIC_E_ALREADY_STRICT: i32 = -27;
 /// The placement asks for CPUs that the caller may not use.
 pub const ASCETIC_E_PLACEMENT: i32 = -28;
-/// A root of the policy cannot be opened.
+/// A root of the policy cannot be opened, or is to be one file and is a folder.
 pub const ASCETIC_E_ROOT: i32 = -29;
 /// The kernel has no openat2 (Linux 5.6).
 pub const ASCETIC_E_NO_OPENAT2: i32 = -30;
@@ -54,6 +56,8 @@ pub const ASCETIC_E_SETUP: i32 = -33;
 pub const ASCETIC_E_BIRTH: i32 = -34;
 /// A task of the new sandbox ended before guest code ran.
 pub const ASCETIC_E_DIED: i32 = -35;
+/// The process uses tagged addresses (ARCH_ENABLE_TAGGED_ADDR).
+pub const ASCETIC_E_TAGGED_ADDRESSES: i32 = -36;
 /// Something else.
 pub const ASCETIC_E_OTHER: i32 = -99;
 
@@ -87,7 +91,8 @@ pub(crate) enum Failure {
     Memory,
     NotDirect(NotDirect),
     NoCall,
-    Path(BadRoot),
+    Path(BadRoot<'static>),
+    Redirected(Redirect<'static>),
     Full(&'static str),
     InUse,
     Lent,
@@ -100,11 +105,23 @@ impl From<error::Error> for Failure {
     }
 }
 
-impl From<BadRoot> for Failure {
-    fn from(error: BadRoot) -> Self {
+impl From<BadRoot<'static>> for Failure {
+    fn from(error: BadRoot<'static>) -> Self {
         match error {
             BadRoot::TooMany => Self::Full("a policy has 16 roots at most"),
+            BadRoot::Redirects(redirect) => Self::Redirected(redirect),
             _ => Self::Path(error),
+        }
+    }
+}
+
+impl From<BadFamily<'static>> for Failure {
+    fn from(error: BadFamily<'static>) -> Self {
+        match error {
+            BadFamily::TooMany => Self::Full("a policy has 4 address families at most"),
+            BadFamily::Twice => Self::Argument("the policy has the address family already"),
+            BadFamily::NoBytes => Self::Argument("an address of no bytes would allow all"),
+            BadFamily::Redirected(redirect) => Self::Redirected(redirect),
         }
     }
 }
@@ -121,6 +138,7 @@ impl fmt::Display for Failure {
             Self::Argument(what) | Self::Full(what) => f.write_str(what),
             Self::NotDirect(error) => error.fmt(f),
             Self::Path(error) => error.fmt(f),
+            Self::Redirected(error) => error.fmt(f),
             Self::Runtime(error) => error.fmt(f),
             Self::Memory | Self::NoCall | Self::InUse | Self::Lent => {
                 f.write_str(describe(self.code()).to_str().unwrap_or_default())
@@ -137,6 +155,7 @@ impl Failure {
             Self::Memory => ASCETIC_E_MEMORY,
             Self::NotDirect(_) => ASCETIC_E_NOT_DIRECT,
             Self::NoCall => ASCETIC_E_NO_CALL,
+            Self::Path(BadRoot::Nested { .. }) | Self::Redirected(_) => ASCETIC_E_CONFLICT,
             Self::Path(_) => ASCETIC_E_PATH,
             Self::Full(_) => ASCETIC_E_FULL,
             Self::InUse => ASCETIC_E_IN_USE,
@@ -151,7 +170,8 @@ impl Failure {
                 E::FilterInForce => ASCETIC_E_FILTER_IN_FORCE,
                 E::AlreadyStrict => ASCETIC_E_ALREADY_STRICT,
                 E::Placement => ASCETIC_E_PLACEMENT,
-                E::Root { .. } => ASCETIC_E_ROOT,
+                E::Root { .. } | E::RootIsFolder { .. } => ASCETIC_E_ROOT,
+                E::TaggedAddresses => ASCETIC_E_TAGGED_ADDRESSES,
                 E::NoOpenat2 => ASCETIC_E_NO_OPENAT2,
                 E::NoDispatch => ASCETIC_E_NO_DISPATCH,
                 E::Supervisor { .. } => ASCETIC_E_SUPERVISOR,
@@ -237,6 +257,7 @@ fn describe(code: i32) -> &'static CStr {
         ASCETIC_E_FULL => c"a list of the policy is full",
         ASCETIC_E_IN_USE => c"the policy is that of a sandbox, and cannot change any more",
         ASCETIC_E_LENT => c"the sandbox is only lent: it cannot be waited for, killed or freed",
+        ASCETIC_E_CONFLICT => c"two things that the policy allows would together allow more than it says",
         ASCETIC_E_STACK => c"the guest's stack is too small, or too large to map",
         ASCETIC_E_CLOSED_DESCRIPTOR => c"a descriptor to keep is not open",
         ASCETIC_E_CLOSED_CRASH_DESCRIPTOR => c"the descriptor for crash reports is not open",
@@ -246,13 +267,14 @@ fn describe(code: i32) -> &'static CStr {
         ASCETIC_E_FILTER_IN_FORCE => c"a seccomp filter is in force, and the kernel does not mix modes",
         ASCETIC_E_ALREADY_STRICT => c"the caller is in seccomp strict mode already",
         ASCETIC_E_PLACEMENT => c"the placement asks for CPUs that the caller may not use",
-        ASCETIC_E_ROOT => c"a root of the policy cannot be opened",
+        ASCETIC_E_ROOT => c"a root of the policy cannot be opened, or is to be one file and is a folder",
         ASCETIC_E_NO_OPENAT2 => c"this kernel has no openat2 (Linux 5.6)",
         ASCETIC_E_NO_DISPATCH => c"this kernel has no syscall user dispatch (Linux 5.11)",
         ASCETIC_E_SUPERVISOR => c"a system call of the supervisor failed",
         ASCETIC_E_SETUP => c"a step of the set-up failed",
         ASCETIC_E_BIRTH => c"the birth of a thread failed",
         ASCETIC_E_DIED => c"a task of the new sandbox ended before guest code ran",
+        ASCETIC_E_TAGGED_ADDRESSES => c"the process uses tagged addresses",
         _ => c"an error that this version does not know",
     }
 }

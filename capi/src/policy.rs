@@ -4,7 +4,7 @@ use crate::error::{Error, Failure, tell};
 use crate::memory::{self, Blocks};
 use core::ffi::{c_char, c_int, c_long, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
-use runtime::policy::{self, FAMILIES, LIST, ROOTS, Rights};
+use runtime::policy::{self, LIST, ROOTS, Rights};
 use runtime::sys::Sysno;
 
 /// Open for reading, list, look at attributes.
@@ -27,14 +27,19 @@ const RIGHTS: [(u32, Rights); 4] = [
 pub struct Policy {
     pub(crate) policy: policy::Policy<'static>,
     /// How many of each list there are.
-    families: usize,
+    protocols: usize,
     options: usize,
     ioctls: usize,
     /// What the policy points to.
     blocks: Blocks,
-    /// Its own handle, and its sandboxes.
+    /// [`HELD`] while the program has it, and [`SANDBOX`] for each sandbox.
     users: AtomicUsize,
 }
+
+/// See [`Policy::users`].
+const HELD: usize = 1;
+/// See [`Policy::users`].
+const SANDBOX: usize = 2;
 
 /// Bytes of a socket address, from its first on: an address that begins so is allowed.
 #[repr(C)]
@@ -59,24 +64,42 @@ pub struct Limits {
 }
 
 impl Policy {
-    /// Takes one more user into account.
+    /// Takes one more sandbox into account.
     pub(crate) fn share(&self) {
-        self.users.fetch_add(1, Ordering::Relaxed);
+        self.users.fetch_add(SANDBOX, Ordering::Relaxed);
     }
 
-    /// Takes one user less into account; frees what has none.
+    /// Whether the program has not freed it.
+    pub(crate) fn held(&self) -> Result<&Self, Failure> {
+        match self.users.load(Ordering::Acquire) & HELD {
+            0 => Err(Failure::Argument("the policy was freed")),
+            _ => Ok(self),
+        }
+    }
+
+    /// Takes one sandbox less into account; frees what has no user.
     ///
     /// # Safety
     ///
-    /// `at` is of [`ascetic_policy_new`]; the user does not use it any more.
+    /// `at` is of [`ascetic_policy_new`]; the sandbox does not use it any more.
     pub(crate) unsafe fn release(at: *mut Self) {
         // SAFETY: the caller's: as long as there are users, it is there; the last one frees it.
         unsafe {
-            if (*at).users.fetch_sub(1, Ordering::Release) == 1 {
-                fence(Ordering::Acquire);
-                at.drop_in_place();
-                memory::give_back(at);
+            if (*at).users.fetch_sub(SANDBOX, Ordering::Release) == SANDBOX {
+                Self::end(at);
             }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// There are no users any more.
+    unsafe fn end(at: *mut Self) {
+        fence(Ordering::Acquire);
+        // SAFETY: the caller's; it is of `ascetic_policy_new`.
+        unsafe {
+            at.drop_in_place();
+            memory::give_back(at);
         }
     }
 
@@ -103,7 +126,7 @@ unsafe fn changing(
     // SAFETY: the caller's; no sandbox refers to it, and it is used by one thread at a time.
     let result = match unsafe { policy.as_ref() } {
         None => Err(Failure::Argument("the policy is NULL")),
-        Some(shared) if shared.users.load(Ordering::Acquire) > 1 => Err(Failure::InUse),
+        Some(shared) if shared.users.load(Ordering::Acquire) != HELD => Err(Failure::InUse),
         // SAFETY: as above.
         Some(_) => change(unsafe { &mut *policy }),
     };
@@ -121,23 +144,28 @@ pub unsafe extern "C" fn ascetic_policy_new() -> *mut Policy {
     let Some(at) = memory::room::<Policy>() else { return core::ptr::null_mut() };
     let new = Policy {
         policy: policy::Policy::new(),
-        families: 0,
+        protocols: 0,
         options: 0,
         ioctls: 0,
         blocks: Blocks::new(),
-        users: AtomicUsize::new(1),
+        users: AtomicUsize::new(HELD),
     };
     // SAFETY: there is room for one.
     unsafe { at.write(new) };
     at.as_ptr()
 }
 
-/// Frees a policy, or nothing if it is NULL. Sandboxes that use it keep it until they are freed.
+/// Frees a policy, or nothing if it is NULL. Sandboxes that use it keep it until they are freed; meanwhile it is none for new
+/// ones, and freeing it again does nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_free(policy: *mut Policy) {
     if !policy.is_null() {
-        // SAFETY: a policy; the caller uses it no more.
-        unsafe { Policy::release(policy) };
+        // SAFETY: a policy; the caller uses it no more. It is there as long as it is held, or there are sandboxes.
+        unsafe {
+            if (*policy).users.fetch_and(!HELD, Ordering::Release) == HELD {
+                Policy::end(policy);
+            }
+        }
     }
 }
 
@@ -181,7 +209,7 @@ pub unsafe extern "C" fn ascetic_policy_direct_name(
 
 const BAD_ERRNO: Failure = Failure::Argument("an errno is one of 1 to 4095");
 
-/// Refuses a call with an errno of its own (1 to 4095).
+/// Refuses a call with an errno of its own (1 to 4095), whatever else allows it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_refuse(
     policy: *mut Policy,
@@ -201,7 +229,7 @@ pub unsafe extern "C" fn ascetic_policy_refuse(
 }
 
 /// Refuses what is not allowed with this errno (1 to 4095) instead of ENOSYS, but for calls that a libc can do without when
-/// they are ENOSYS. Say it first.
+/// they are ENOSYS, and for those that are refused by name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_default_errno(policy: *mut Policy, sys_errno: u32, error: *mut Error) -> c_int {
     let refuse = |policy: &mut Policy| {
@@ -244,6 +272,9 @@ unsafe fn add_root(policy: *mut Policy, path: *const c_char, rights: u32, exact:
 /// Allows what `rights` (ASCETIC_READ | ...) say with the folder at `path` and what is below it, other mounts excepted. The
 /// path is absolute, without `.`, `..` and `//`. With no rights, all that may be known is that the folder itself is there: for
 /// those on the way to other roots, which realpath() and its like look at.
+///
+/// A root in another must allow all that the other does, and no more if that has ASCETIC_CREATE: anything else could not be
+/// kept up, and is ASCETIC_E_CONFLICT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_root(
     policy: *mut Policy,
@@ -255,7 +286,7 @@ pub unsafe extern "C" fn ascetic_policy_root(
     unsafe { add_root(policy, path, rights, false, error) }
 }
 
-/// Allows what `rights` say with the one file at `path`.
+/// Allows what `rights` say with the one file at `path`. If there is a folder, there is no sandbox: ASCETIC_E_ROOT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_file(
     policy: *mut Policy,
@@ -272,6 +303,14 @@ pub unsafe extern "C" fn ascetic_policy_file(
 pub unsafe extern "C" fn ascetic_policy_no_links(policy: *mut Policy, error: *mut Error) -> c_int {
     // SAFETY: the caller's.
     unsafe { changing(policy, error, |policy| policy.change(policy::Policy::no_links)) }
+}
+
+/// Where there are roots, allows locks (flock, fcntl) and flags of open files (F_SETFL): of every descriptor that the guest has.
+/// Those that it keeps it shares with this process.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_locks_and_flags(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::locks_and_flags)) }
 }
 
 /// Allows to map, unmap and protect memory: not executable, unless ascetic_policy_executable() says so, too.
@@ -323,7 +362,9 @@ pub unsafe extern "C" fn ascetic_policy_option(policy: *mut Policy, level: u32, 
     unsafe { changing(policy, error, add) }
 }
 
-/// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses, or none.
+/// Allows sockets of a family (AF_*), and to connect to, bind and send to `count` addresses. With none, only what
+/// socketpair() makes and what the guest keeps is of use. An address of AF_UNIX
+/// below a root with ASCETIC_CREATE is ASCETIC_E_CONFLICT: the guest could have it lead elsewhere.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_policy_family(
     policy: *mut Policy,
@@ -335,9 +376,6 @@ pub unsafe extern "C" fn ascetic_policy_family(
     // SAFETY: the caller's.
     let addresses = unsafe { memory::slice(addresses, count) };
     let add = |policy: &mut Policy| {
-        if policy.families == FAMILIES {
-            return Err(Failure::Full("a policy has 4 address families at most"));
-        }
         let addresses = addresses.ok_or(Failure::Argument("the addresses are NULL"))?;
         let mut list: [&[u8]; LIST] = [&[]; LIST];
         let list = list.get_mut(..count).ok_or(Failure::Full("a family has 16 addresses at most"))?;
@@ -345,17 +383,42 @@ pub unsafe extern "C" fn ascetic_policy_family(
             // SAFETY: the caller's.
             let bytes = unsafe { memory::slice(address.bytes.cast(), address.len) };
             let bytes = bytes.ok_or(Failure::Argument("the bytes of an address are NULL"))?;
-            if bytes.is_empty() {
-                return Err(Failure::Argument("an address of no bytes would allow all"));
-            }
             *to = policy.blocks.slice(bytes).ok_or(Failure::Memory)?;
         }
         let addresses = policy.blocks.slice(list).ok_or(Failure::Memory)?;
-        policy.families += 1;
-        policy.change(|policy| policy.family(policy::Family { family, addresses }))
+        policy.policy = policy.policy.clone().try_family(policy::Family { family, addresses })?;
+        Ok(())
     };
     // SAFETY: the caller's.
     unsafe { changing(policy, error, add) }
+}
+
+/// Allows sockets of a protocol beside the family's usual ones: TCP streams and UDP datagrams of AF_INET and AF_INET6, 0 of
+/// all other families.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_protocol(
+    policy: *mut Policy,
+    family: u16,
+    protocol: u32,
+    error: *mut Error,
+) -> c_int {
+    let add = |policy: &mut Policy| {
+        if policy.protocols == LIST {
+            return Err(Failure::Full("a policy has 16 protocols at most"));
+        }
+        policy.protocols += 1;
+        policy.change(|policy| policy.protocol(family, protocol))
+    };
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, add) }
+}
+
+/// Allows sockets to listen, whatever their family. One of AF_INET or AF_INET6 that was not bound listens at all addresses of
+/// the machine, at a port that the kernel chooses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ascetic_policy_listen(policy: *mut Policy, error: *mut Error) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { changing(policy, error, |policy| policy.change(policy::Policy::listen)) }
 }
 
 /// Allows the guest to send signals to its own threads. Without it, a thread can send itself what it handles, and the

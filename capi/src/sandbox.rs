@@ -22,10 +22,19 @@ pub const ASCETIC_CAUSE_KILLED: u32 = 3;
 /// Nothing was done: the sandbox is another process's, and this handle a copy made by fork().
 pub const ASCETIC_CAUSE_FOREIGN: u32 = 4;
 
+/// For ascetic_wait() and ascetic_serve(): without end. No other number of milliseconds means that: one that is negative, as a
+/// time that is left and was computed may be, is over.
+pub const ASCETIC_FOREVER: i64 = i64::MAX;
+
 /// Bytes that a crash record may have.
 pub const ASCETIC_RECORD_MAX: usize = 262_144;
 
 const _: () = assert!(ASCETIC_RECORD_MAX == sandbox::RECORD_MAX);
+
+/// Milliseconds, as a limit.
+fn limit(ms: i64) -> Option<Duration> {
+    (ms != ASCETIC_FOREVER).then(|| Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
+}
 
 /// A running sandbox, or one that has ended.
 pub struct Sandbox {
@@ -55,7 +64,8 @@ pub struct Outcome {
     pub left: u32,
 }
 
-/// A refused call. Number, arguments, path and program counter are what the guest said.
+/// A refused call. Number, arguments, path and program counter are what the guest said: the path may have any characters, and
+/// is nothing to show on a terminal as it is.
 #[repr(C)]
 pub struct Refusal {
     /// The call's number.
@@ -170,7 +180,7 @@ fn report(sandbox: &sandbox::Sandbox<'_>, outcome: &sandbox::Outcome) {
 pub unsafe extern "C" fn ascetic_enter(policy: *const Policy, config: *const Config, error: *mut Error) -> c_int {
     let enter = || {
         // SAFETY: the caller's.
-        let policy = unsafe { policy.as_ref() }.ok_or(Failure::Argument("the policy is NULL"))?;
+        let policy = unsafe { policy.as_ref() }.ok_or(Failure::Argument("the policy is NULL"))?.held()?;
         // SAFETY: the caller's.
         let mut read = unsafe { Config::read(config) }?;
         let mut ranges = [(0, 0); SHARED];
@@ -200,7 +210,7 @@ pub unsafe extern "C" fn ascetic_spawn(
 ) -> c_int {
     let spawn = || {
         // SAFETY: the caller's. As its user, the sandbox keeps the policy where it is and as it is.
-        let of = unsafe { policy.as_ref::<'static>() }.ok_or(Failure::Argument("the policy is NULL"))?;
+        let of = unsafe { policy.as_ref::<'static>() }.ok_or(Failure::Argument("the policy is NULL"))?.held()?;
         if entry.is_none() || sandbox.is_null() {
             return Err(Failure::Argument("entry or sandbox is NULL"));
         }
@@ -250,8 +260,8 @@ fn spawn_in(
     Ok(sandbox::spawn(&plain, trampoline, start)?)
 }
 
-/// Waits until the sandbox ends, and answers its calls meanwhile; kills it after `deadline_ms` milliseconds, if that is
-/// not negative. `outcome` may be NULL.
+/// Waits until the sandbox ends, and answers its calls meanwhile; kills it after `deadline_ms` milliseconds, unless that is
+/// ASCETIC_FOREVER. `outcome` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_wait(
     sandbox: *mut Sandbox,
@@ -261,7 +271,7 @@ pub unsafe extern "C" fn ascetic_wait(
 ) -> c_int {
     // SAFETY: the caller's.
     let waited = unsafe { owned(sandbox) }.map(|sandbox| {
-        let ended = sandbox.wait(u64::try_from(deadline_ms).ok().map(Duration::from_millis));
+        let ended = sandbox.wait(limit(deadline_ms));
         // SAFETY: the caller's.
         unsafe { put(&ended, outcome) };
         0
@@ -270,8 +280,8 @@ pub unsafe extern "C" fn ascetic_wait(
     unsafe { tell(waited, error) }
 }
 
-/// Waits for up to `timeout_ms` milliseconds, or without end if that is negative, for one thing to do, and does it. 1 if
-/// the sandbox has ended, and then `outcome`, which may be NULL, is filled in; 0 if it has not.
+/// Waits for up to `timeout_ms` milliseconds, or ASCETIC_FOREVER, for one thing to do, and does it. 1 if the sandbox has
+/// ended, and then `outcome`, which may be NULL, is filled in; 0 if it has not.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_serve(
     sandbox: *mut Sandbox,
@@ -281,7 +291,7 @@ pub unsafe extern "C" fn ascetic_serve(
 ) -> c_int {
     // SAFETY: the caller's.
     let served = unsafe { owned(sandbox) }.map(|sandbox| {
-        let ended = sandbox.serve(u64::try_from(timeout_ms).ok().map(Duration::from_millis));
+        let ended = sandbox.serve(limit(timeout_ms));
         if let Some(ended) = &ended {
             // SAFETY: the caller's.
             unsafe { put(ended, outcome) };
@@ -299,7 +309,7 @@ pub unsafe extern "C" fn ascetic_descriptor(sandbox: *const Sandbox) -> c_int {
     unsafe { sandbox.as_ref() }.map_or(-1, |sandbox| sandbox.get().descriptor())
 }
 
-/// After how many milliseconds to call ascetic_serve() although the descriptor is not readable; -1 for never.
+/// After how many milliseconds to call ascetic_serve() although the descriptor is not readable; -1 for never, as poll() has it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ascetic_patience(sandbox: *const Sandbox) -> i64 {
     // SAFETY: the caller's.

@@ -350,6 +350,11 @@ pub unsafe fn syscall3(nr: usize, a: usize, b: usize, c: usize) -> usize {
     ret
 }
 
+/// Whether an address is what it says: there are no bits to spare.
+pub fn plain_addresses() -> bool {
+    true
+}
+
 /// Selector whose limit holds the processor's number (`GDT_ENTRY_CPUNODE`, `arch/x86/include/asm/segment.h`): a
 /// 32-bit kernel, whose user code segment is 0x73, has it elsewhere than a 64-bit one.
 pub fn cpunode_selector() -> u32 {

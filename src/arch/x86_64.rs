@@ -355,6 +355,19 @@ pub unsafe fn syscall3(nr: usize, a: usize, b: usize, c: usize) -> usize {
     ret
 }
 
+/// Whether an address is what it says. With linear address masking (`arch_prctl(2)`, `ARCH_ENABLE_TAGGED_ADDR`) the kernel
+/// takes some of its upper bits for nothing, and checks of ranges do not know. Kernels without it say EINVAL.
+pub fn plain_addresses() -> bool {
+    const ARCH_GET_UNTAG_MASK: usize = 0x4001;
+    let mut mask = 0usize;
+    // SAFETY: the kernel stores a word.
+    match unsafe { crate::sys::call(Sysno::arch_prctl, [ARCH_GET_UNTAG_MASK, (&raw mut mask) as usize, 0, 0, 0, 0]) } {
+        // SAFETY: the kernel may have stored there, which the compiler does not see.
+        Ok(_) => unsafe { (&raw const mask).read_volatile() == usize::MAX },
+        Err(errno) => errno == crate::sys::Errno::EINVAL,
+    }
+}
+
 /// Selector whose limit holds the processor's number (`__CPUNODE_SEG`, `arch/x86/include/asm/segment.h`).
 pub fn cpunode_selector() -> u32 {
     0x7b

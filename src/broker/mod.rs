@@ -64,10 +64,11 @@ pub(crate) struct Books {
     slots: [MaybeUninit<Slot>; PAIRS],
     cwd: [u8; PATH],
     cwd_len: usize,
-    /// The request under decision.
+    /// The request under decision, and the paths that it is about. They are nowhere else: what is large is not moved.
     payload: [u8; PAYLOAD],
     /// Who sent a message of a birth and was none.
     stray: Task,
+    paths: [Whole; 2],
     pub(crate) refused: refused::Log,
     /// Tokens given out.
     tokens: usize,
@@ -405,7 +406,8 @@ impl Sandbox<'_> {
                 cwd: &(&(*books).cwd)[..(*books).cwd_len],
                 data,
             };
-            let mut answer = Answer { script: &mut (*page).script, data: &mut (*page).data };
+            let mut answer =
+                Answer { script: &mut (*page).script, data: &mut (*page).data, paths: &mut (*books).paths };
             (request, pc, decide::decide(&view, &request, &mut answer))
         };
         #[cfg(feature = "experiments")]
@@ -417,19 +419,21 @@ impl Sandbox<'_> {
                 Verdict::Open { place, .. } => {
                     decided(mailbox, &mut *page, request.nr, &request.args, Some(place.rest));
                 }
-                Verdict::Files(change) if unlink_by_t(change, root_fds, &mut *page, data) => return self.give(k),
+                Verdict::Files(change) if unlink_by_t(change, &mut (*books).paths[0], root_fds, &mut *page, data) => {
+                    return self.give(k);
+                }
                 _ => {}
             }
         }
         match verdict {
             Verdict::Script => self.give(k),
-            Verdict::Open { whole, place, asked, how } => {
-                self.leave_token(&whole, place, asked, how);
+            Verdict::Open { place, asked, how } => {
+                self.leave_token(place, asked, how);
                 self.give(k);
             }
             Verdict::Refuse(refusal) => self.refuse(k, &request, pc, refusal),
-            Verdict::Files(change) => match self.change(&change) {
-                Ok(()) => self.reply(k, 0),
+            Verdict::Files(change) => match self.change(k, &change) {
+                Ok(result) => self.reply(k, result),
                 Err(errno) => self.reply(k, (-errno.into_raw()) as isize as usize),
             },
             Verdict::Getcwd { size } => self.getcwd(k, size),
@@ -476,8 +480,9 @@ impl Sandbox<'_> {
     }
 
     /// Leaves an approved way to open a file where T can take it by itself.
-    fn leave_token(&mut self, whole: &Whole, place: Place, asked: [u32; 2], how: crate::abi::OpenHow) {
-        let (path, used) = (whole.bytes(), self.books().tokens);
+    fn leave_token(&mut self, place: Place, asked: [u32; 2], how: crate::abi::OpenHow) {
+        // SAFETY: the view is mapped and this value's own; of it, only the count of tokens is used below besides.
+        let (path, used) = unsafe { ((&(*self.books.at).paths)[0].bytes(), (*self.books.at).tokens) };
         let root = self.common().fds.root(place.root);
         // SAFETY: the view is mapped. Ts only read it, and look at a token only when it is valid.
         let tokens = unsafe { &raw mut (*self.vault.at).vault.tokens };

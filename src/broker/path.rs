@@ -1,13 +1,15 @@
 //! Paths as text: which root one is below. The kernel has the last word (`openat2` with `RESOLVE_BENEATH`).
 
 use crate::policy::{Policy, Rights};
+use core::ffi::CStr;
 
 /// Bytes of a path with its NUL (`PATH_MAX`).
 pub const PATH: usize = 4096;
 
-/// An absolute path, without `//` and `/./`, but with its `..`.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// An absolute path, without `//` and `/./`, but with its `..` and what its last name asks for: a `/` or `/.` at its end.
+/// All zeros is an empty one. It is filled in where it is: moving it would cost more than deciding on it.
 pub struct Whole {
+    /// Ends in NUL.
     text: [u8; PATH],
     len: usize,
 }
@@ -19,20 +21,25 @@ impl core::fmt::Debug for Whole {
 }
 
 impl Whole {
-    /// The path `path`, seen from the folder `cwd`. `None` if it is too long.
-    pub fn of(cwd: &[u8], path: &[u8]) -> Option<Self> {
-        let mut whole = Self { text: [0; PATH], len: 0 };
-        let relative = !path.starts_with(b"/");
-        let parts = cwd.split(|byte| *byte == b'/').filter(|_| relative).chain(path.split(|byte| *byte == b'/'));
+    /// An empty path.
+    pub const EMPTY: Self = Self { text: [0; PATH], len: 0 };
+
+    /// Becomes the path `path`, seen from the folder `cwd`. `None` if it is too long.
+    pub fn set(&mut self, cwd: &[u8], path: &[u8]) -> Option<()> {
+        self.len = 0;
+        let cwd = if path.starts_with(b"/") { b"" } else { cwd };
+        let parts = cwd.split(|byte| *byte == b'/').chain(path.split(|byte| *byte == b'/'));
         for part in parts.filter(|part| !part.is_empty() && *part != b".") {
-            whole.push(b"/")?;
-            whole.push(part)?;
+            self.push(b"/")?;
+            self.push(part)?;
         }
-        // A `/` at the end asks for a folder, and so does a last `.`.
-        if whole.len == 0 || path.ends_with(b"/") || path.ends_with(b"/.") {
-            whole.push(b"/")?;
+        let last = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        if self.len == 0 || matches!(last, b"" | b".") {
+            self.push(b"/")?;
+            self.push(last)?;
         }
-        Some(whole)
+        *self.text.get_mut(self.len)? = 0;
+        Some(())
     }
 
     fn push(&mut self, bytes: &[u8]) -> Option<()> {
@@ -45,6 +52,31 @@ impl Whole {
     /// The text.
     pub fn bytes(&self) -> &[u8] {
         self.text.get(..self.len).unwrap_or_default()
+    }
+
+    /// The part below the root, as C has it; `.` for the root itself.
+    pub fn below(&self, place: Place) -> &CStr {
+        match self.text.get(place.rest..).and_then(|rest| CStr::from_bytes_until_nul(rest).ok()) {
+            Some(rest) if !rest.is_empty() => rest,
+            _ => c".",
+        }
+    }
+
+    /// Cuts the part below the root in two: the folder, and the name in it with what follows it (`/`, at its end). `None` if it
+    /// is the root itself.
+    pub fn split(&mut self, place: Place) -> Option<(&CStr, &CStr)> {
+        let rest = self.text.get_mut(place.rest..=self.len)?;
+        let last = rest.iter().rposition(|byte| !matches!(byte, b'/' | 0))?;
+        let slash = rest.get(..last)?.iter().rposition(|byte| *byte == b'/');
+        let folder = match slash {
+            Some(slash) => {
+                *rest.get_mut(slash)? = 0;
+                CStr::from_bytes_until_nul(rest).ok()?
+            }
+            None => c".",
+        };
+        let name = rest.get(slash.map_or(0, |slash| slash + 1)..)?;
+        Some((folder, CStr::from_bytes_until_nul(name).ok()?))
     }
 }
 
@@ -64,21 +96,7 @@ pub struct Place {
 impl Place {
     /// The part of the path below the root; `.` for the root itself.
     pub fn rest<'p>(&self, whole: &'p Whole) -> &'p [u8] {
-        match whole.bytes().get(self.rest..) {
-            Some(rest) if !rest.is_empty() => rest,
-            _ => b".",
-        }
-    }
-
-    /// The same, as the folder and the name in it: `None` if there is no name, or it is `.` or `..`.
-    pub fn split<'p>(&self, whole: &'p Whole) -> Option<(&'p [u8], &'p [u8])> {
-        let rest = self.rest(whole);
-        let rest = rest.strip_suffix(b"/").unwrap_or(rest);
-        let (folder, name) = match rest.iter().rposition(|byte| *byte == b'/') {
-            Some(i) => (rest.get(..i)?, rest.get(i + 1..)?),
-            None => (b".".as_slice(), rest),
-        };
-        (!matches!(name, b"" | b"." | b"..")).then_some((folder, name))
+        whole.below(*self).to_bytes()
     }
 }
 
@@ -105,4 +123,61 @@ pub fn locate(policy: &Policy<'_>, whole: &[u8]) -> Option<Place> {
         }
     }
     best.map(|(_, place)| place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(cwd: &str, path: &str) -> Box<Whole> {
+        let mut whole = Box::new(Whole::EMPTY);
+        whole.text.fill(b'x'); // what was there before
+        whole.set(cwd.as_bytes(), path.as_bytes()).unwrap();
+        whole
+    }
+
+    #[test]
+    fn paths_become_absolute_and_plain() {
+        for (cwd, path, expected) in [
+            ("/w", "a", "/w/a"),
+            ("/w", "/a//b/./c", "/a/b/c"),
+            ("/", "a", "/a"),
+            ("/w", "../a/", "/w/../a/"),
+            ("/w", "a/.", "/w/a/."),
+            ("/w", ".", "/w/."),
+            ("/w", "a//", "/w/a/"),
+            ("/w", "/", "/"),
+            ("/w", "//.", "/."),
+            ("/w", "a/..", "/w/a/.."),
+        ] {
+            assert_eq!(whole(cwd, path).bytes(), expected.as_bytes(), "{cwd} {path}");
+        }
+        let long = "a".repeat(PATH);
+        let mut whole = Box::new(Whole::EMPTY);
+        assert!(whole.set(b"/", long.as_bytes()).is_none());
+        assert!(whole.set(b"/", &long.as_bytes()[2..]).is_some());
+    }
+
+    #[test]
+    fn what_is_below_a_root_is_a_folder_and_a_name() {
+        let policy = Policy::new().root(c"/r", Rights::READ).file(c"/f/x", Rights::READ);
+        for (path, below, split) in [
+            ("/r", c".", None),
+            ("/r/", c".", None),
+            ("/r/.", c".", Some((c".", c"."))),
+            ("/r/a", c"a", Some((c".", c"a"))),
+            ("/r/a/b//", c"a/b/", Some((c"a", c"b/"))),
+            ("/r/a/b/..", c"a/b/..", Some((c"a/b", c".."))),
+            ("/r/a/.", c"a/.", Some((c"a", c"."))),
+            ("/f/x", c"x", Some((c".", c"x"))),
+        ] {
+            let mut whole = whole("/", path);
+            let place = locate(&policy, whole.bytes()).unwrap();
+            assert_eq!(whole.below(place), below, "{path}");
+            assert_eq!(whole.split(place), split, "{path}");
+        }
+        for path in ["/", "/rr", "/f", "/f/x/", "/f/x/y", "/f/y"] {
+            assert!(locate(&policy, whole("/", path).bytes()).is_none(), "{path}");
+        }
+    }
 }

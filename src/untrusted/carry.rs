@@ -2,6 +2,7 @@
 
 use crate::abi::{PAYLOAD, TOKEN_PATH, Token};
 use crate::arch;
+use crate::broker::decide::AT_FDCWD;
 use crate::broker::path::PATH;
 use crate::deep::{self, Carry};
 use crate::pair::from_state;
@@ -68,15 +69,30 @@ pub(super) unsafe fn add(state: *mut State, from: *const u8, len: usize) -> bool
 ///
 /// As [`put`].
 pub(super) unsafe fn get(state: *mut State, nr: u32, args: &[usize; 6], result: usize) -> usize {
-    if nr != Sysno::getcwd as u32 || Errno::from_ret(result).is_err() || result > PATH {
+    let to = match Sysno::new(nr as usize) {
+        Some(Sysno::getcwd) => args[0],
+        Some(Sysno::readlink) => args[1],
+        // With a descriptor, T has stored it itself.
+        Some(Sysno::readlinkat) if args[0] as i32 == AT_FDCWD => args[2],
+        _ => return result,
+    };
+    if Errno::from_ret(result).is_err() || result > PATH {
         return result;
     }
     // SAFETY: as `put`.
     let left = unsafe {
         let data = (&raw const (*(*state).mailbox).data.0).cast::<u8>();
-        arch::copy(args[0] as *mut u8, data, result)
+        arch::copy(to as *mut u8, data, result)
     };
     if left == 0 { result } else { failure(Errno::EFAULT) }
+}
+
+/// Whether to ask again: the kernel could not tell that `..` stays below the root, because somebody renamed a folder
+/// meanwhile (`openat2(2)`, `RESOLVE_BENEATH`). No call that takes a path says so otherwise, but a non-blocking `open`, and
+/// those that ask for it (`RESOLVE_CACHED`).
+pub(super) fn again(nr: u32, args: &[usize; 6], result: usize) -> bool {
+    Errno::from_ret(result) == Err(Errno::EAGAIN)
+        && matches!(deep::carried(nr, args), [Some(Carry::Path(_)), None | Some(Carry::Path(_))])
 }
 
 /// The token for a call that opens a file, if the broker has left one: the arguments that name it.

@@ -19,6 +19,8 @@ use static_assertions::const_assert;
 
 /// Brokered calls that are remembered for the reporter.
 pub const RING: usize = 32;
+/// How often a call with a path is made while others rename folders.
+const TRIES: u32 = 64;
 /// Bytes of annotations.
 pub const ANNOTATIONS: usize = 1024;
 
@@ -197,14 +199,14 @@ pub(crate) unsafe fn brokered(state: *mut State, nr: u32, args: [usize; 6], pc: 
         }
         let by_token = |token| ask(state, crate::abi::NR_TOKEN, &token, || note(state, nr, &args));
         let stale = |result: &usize| Errno::from_ret(*result) == Err(Errno::ESTALE);
-        let result = carry::token(state, nr, &args).map(by_token).filter(|result| !stale(result));
-        let result = match result {
-            Some(result) => result,
-            None => {
-                carry::put(state, nr, &args, pc);
-                ask(state, nr, &args, || note(state, nr, &args))
-            }
-        };
+        let mut result = carry::token(state, nr, &args).map(by_token).filter(|result| !stale(result));
+        let mut left = TRIES;
+        while left > 0 && result.is_none_or(|result| carry::again(nr, &args, result)) {
+            left = left.wrapping_sub(1);
+            carry::put(state, nr, &args, pc);
+            result = Some(ask(state, nr, &args, || note(state, nr, &args)));
+        }
+        let result = result.unwrap_or(0);
         noted(state, carry::get(state, nr, &args, result))
     }
 }

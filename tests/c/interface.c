@@ -67,8 +67,8 @@ static void remember(const ascetic_refusal *refusal, void *user)
 
 static void policies(void)
 {
-    ascetic_policy *policy = ascetic_policy_new();
-    ascetic_address address = {"\2\0\0\120", 4}, empty = {"", 0};
+    ascetic_policy *policy = ascetic_policy_new(), *other = ascetic_policy_new();
+    ascetic_address address = {"\2\0\0\120", 4}, empty = {"", 0}, below = {"\1\0/etc/socket", 14};
     ascetic_limits limits = {4, 64, 1 << 20, 1000};
 
     CHECK(ascetic_policy_default_errno(policy, EPERM, &error) == 0);
@@ -84,28 +84,39 @@ static void policies(void)
     CHECK(ascetic_policy_direct_name(policy, NULL, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_refuse(policy, SYS_uname, EPERM, &error) == 0);
     CHECK(ascetic_policy_refuse(policy, SYS_uname, 4096, &error) == ASCETIC_E_ARGUMENT);
+    CHECK(ascetic_policy_direct(policy, SYS_uname, &error) == ASCETIC_E_NOT_DIRECT && strstr(error.text, "by name"));
     CHECK(ascetic_policy_root(policy, "/usr/../etc", ASCETIC_READ, &error) == ASCETIC_E_PATH);
     CHECK(ascetic_policy_root(policy, "etc", ASCETIC_READ, &error) == ASCETIC_E_PATH);
     CHECK(ascetic_policy_root(policy, "/etc", 16, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_file(policy, "/", ASCETIC_READ, &error) == ASCETIC_E_PATH);
+    CHECK(ascetic_policy_root(other, "/etc", ASCETIC_READ | ASCETIC_CREATE, &error) == 0);
+    CHECK(ascetic_policy_root(other, "/etc/hidden", 0, &error) == ASCETIC_E_CONFLICT);
+    CHECK(strstr(error.text, "`/etc/hidden` is in the root `/etc`"));
+    CHECK(ascetic_policy_family(other, 1, &below, 1, &error) == ASCETIC_E_CONFLICT);
+    CHECK(strstr(error.text, "`/etc/socket` is in the root `/etc`") && error.party == ASCETIC_PARTY_EMBEDDER);
+    ascetic_policy_free(other);
     for (int i = 0; i < 16; i++)
         CHECK(ascetic_policy_root(policy, "/etc", ASCETIC_READ | ASCETIC_EXECUTE, &error) == 0);
-    CHECK(ascetic_policy_file(policy, "/etc/passwd", ASCETIC_READ, &error) == ASCETIC_E_FULL);
-    CHECK(ascetic_policy_no_links(policy, &error) == 0 && ascetic_policy_memory(policy, &error) == 0);
+    CHECK(ascetic_policy_file(policy, "/mnt/passwd", ASCETIC_READ, &error) == ASCETIC_E_FULL);
+    CHECK(ascetic_policy_locks_and_flags(policy, &error) == 0 && ascetic_policy_no_links(policy, &error) == 0 && ascetic_policy_memory(policy, &error) == 0);
     CHECK(ascetic_policy_executable(policy, &error) == 0 && ascetic_policy_w_xor_x(policy, &error) == 0);
     CHECK(ascetic_policy_signals(policy, &error) == 0);
     for (unsigned i = 0; i < 16; i++) {
         CHECK(ascetic_policy_ioctl(policy, i, &error) == 0);
         CHECK(ascetic_policy_option(policy, 1, i, &error) == 0);
+        CHECK(ascetic_policy_protocol(policy, 16, i, &error) == 0);
     }
+    CHECK(ascetic_policy_protocol(policy, 16, 16, &error) == ASCETIC_E_FULL);
+    CHECK(ascetic_policy_listen(policy, &error) == 0);
     CHECK(ascetic_policy_ioctl(policy, 16, &error) == ASCETIC_E_FULL);
     CHECK(ascetic_policy_option(policy, 1, 16, &error) == ASCETIC_E_FULL);
     CHECK(ascetic_policy_family(policy, 2, &empty, 1, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_family(policy, 2, NULL, 1, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_family(policy, 1, NULL, 0, &error) == 0);
-    for (int i = 0; i < 3; i++)
-        CHECK(ascetic_policy_family(policy, 2, &address, 1, &error) == 0);
-    CHECK(ascetic_policy_family(policy, 2, &address, 1, &error) == ASCETIC_E_FULL);
+    for (int i = 2; i < 5; i++)
+        CHECK(ascetic_policy_family(policy, i, &address, 1, &error) == 0);
+    CHECK(ascetic_policy_family(policy, 2, &address, 1, &error) == ASCETIC_E_ARGUMENT);
+    CHECK(ascetic_policy_family(policy, 5, &address, 1, &error) == ASCETIC_E_FULL);
     CHECK(ascetic_policy_limits(policy, &limits, &error) == 0 && ascetic_policy_threads(policy, 256, &error) == 0);
     CHECK(ascetic_policy_threads(policy, 257, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_policy_limits(policy, NULL, &error) == ASCETIC_E_ARGUMENT);
@@ -161,7 +172,7 @@ static void configurations(void)
     config.filter_write_len = 1;
     config.placement = ASCETIC_PLACEMENT_TOGETHER;
     CHECK(ascetic_spawn(policy, &config, calls, &value, &sandbox, &error) == 0);
-    CHECK(ascetic_wait(sandbox, -1, &outcome, &error) == 0 && WEXITSTATUS(outcome.guest) == 41);
+    CHECK(ascetic_wait(sandbox, ASCETIC_FOREVER, &outcome, &error) == 0 && WEXITSTATUS(outcome.guest) == 41);
     ascetic_free(sandbox);
     ascetic_policy_free(policy);
 }
@@ -169,7 +180,7 @@ static void configurations(void)
 static void sandboxes(void)
 {
     ascetic_policy *policy = ascetic_policy_new();
-    ascetic_sandbox *sandbox;
+    ascetic_sandbox *sandbox, *second;
     ascetic_config config;
     ascetic_outcome outcome;
     int value = 41, trusted = 0, guest = 0, ended;
@@ -180,7 +191,7 @@ static void sandboxes(void)
     CHECK(ascetic_spawn(policy, NULL, calls, &value, &sandbox, &error) == 0);
     CHECK(ascetic_policy_memory(policy, &error) == ASCETIC_E_IN_USE);
     CHECK(ascetic_pids(sandbox, &trusted, &guest, &error) == 0 && trusted > 0 && guest > 0);
-    CHECK(ascetic_wait(sandbox, -1, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_GUEST);
+    CHECK(ascetic_wait(sandbox, ASCETIC_FOREVER, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_GUEST);
     CHECK(WIFEXITED(outcome.guest) && WEXITSTATUS(outcome.guest) == 41 && WIFSIGNALED(outcome.trusted));
     CHECK(ascetic_record(sandbox, record, sizeof record) == 0);
     ascetic_free(sandbox);
@@ -202,6 +213,12 @@ static void sandboxes(void)
     CHECK(ascetic_spawn(policy, NULL, hangs, NULL, &sandbox, &error) == 0);
     CHECK(ascetic_wait(sandbox, 20, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_DEADLINE);
     ascetic_free(sandbox);
+    for (int late = -1000; late < 0; late += 999) { /* what is over is over */
+        CHECK(ascetic_spawn(policy, NULL, hangs, NULL, &sandbox, &error) == 0);
+        CHECK(ascetic_serve(sandbox, late, &outcome, &error) == 0);
+        CHECK(ascetic_wait(sandbox, late, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_DEADLINE);
+        ascetic_free(sandbox);
+    }
     CHECK(ascetic_spawn(policy, NULL, hangs, NULL, &sandbox, &error) == 0);
     CHECK(ascetic_kill(sandbox, &outcome, &error) == 0 && outcome.cause == ASCETIC_CAUSE_KILLED);
     ascetic_free(sandbox);
@@ -213,6 +230,10 @@ static void sandboxes(void)
     config.dispatch = 1;
     CHECK(ascetic_spawn(policy, &config, opens, "/etc/shadow", &sandbox, &error) == 0);
     ascetic_policy_free(policy);
+    ascetic_policy_free(policy); /* does nothing */
+    CHECK(ascetic_policy_memory(policy, &error) == ASCETIC_E_IN_USE);
+    CHECK(ascetic_spawn(policy, NULL, hangs, NULL, &second, &error) == ASCETIC_E_ARGUMENT);
+    CHECK(strstr(error.text, "freed") && ascetic_enter(policy, NULL, &error) == ASCETIC_E_ARGUMENT);
     CHECK(ascetic_descriptor(sandbox) > 0 && ascetic_patience(sandbox) >= -1);
     while ((ended = ascetic_serve(sandbox, 5000, &outcome, &error)) == 0)
         continue;

@@ -112,7 +112,7 @@ int main(int argc, char **argv)
     MUST(read(from_holder[0], &byte, 1) == 1);
 
     allow(policy, calls);
-    MUST(ascetic_policy_memory(policy, NULL) == 0);
+    MUST(ascetic_policy_memory(policy, NULL) == 0 && ascetic_policy_locks_and_flags(policy, NULL) == 0);
     allow_folder(policy, path);
     become_guest(policy, (int[]){0, 1, 2, to_holder[1]}, 4, &afterwards);
 

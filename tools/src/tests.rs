@@ -45,6 +45,7 @@ fn the_example_says_everything() {
             ("/etc/localtime", Rights::READ, true)
         ]
     );
+    assert!(policy.allows_locks_and_flags());
     assert!(!policy.follows_links() && policy.maps() && policy.has_signals());
     assert!(policy.allows_protection(PROT_READ | PROT_EXEC, false));
     assert!(!policy.allows_protection(PROT_WRITE | PROT_EXEC, false));
@@ -55,7 +56,8 @@ fn the_example_says_everything() {
     assert_eq!(addresses(2), Some(inet.to_vec()));
     let loopback = [&[10, 0, 0, 80][..], &[0; 19], &[1]].concat();
     assert_eq!(addresses(10), Some(vec![&loopback[..]]));
-    assert_eq!(addresses(16), Some(vec![]));
+    assert_eq!(addresses(16), Some(vec![&[16, 0][..]]));
+    assert!(policy.allows_protocol(16, 2, 15) && !policy.allows_protocol(16, 2, 9) && policy.listens());
     assert_eq!(addresses(40), None);
 
     assert!(policy.allows_option(1, 2) && policy.allows_option(6, 1) && policy.allows_option(41, 26));
@@ -101,9 +103,12 @@ fn the_summary_tells_every_subject() {
         "folder \"/var/cache/example\": read, write, create",
         "file \"/etc/localtime\": read",
         "symbolic links in folders: not followed",
+        "locks and flags of open files: changed",
         "memory: map, unmap, protect, executable or writable",
         "sockets of unix: /run/example.sock, @example/*",
-        "sockets of netlink: no address",
+        "sockets of netlink: hex:1000",
+        "sockets of netlink: protocol 15, too",
+        "sockets: listen",
         "socket option: IPPROTO_IPV6, IPV6_V6ONLY",
         "ioctl: TCGETS",
         "signals: ",
@@ -158,10 +163,16 @@ fn what_fits_is_taken_and_one_more_is_not() {
     };
     let families = |count: usize| (0..count).map(|i| format!("sockets.{} = []\n", 20 + i)).collect::<String>();
     let options = |count| format!("sockets.1 = []\nsocket_options = [{}]", list(count, |i| format!("[7, {i}]")));
+    let protocols =
+        |count| format!("sockets.1 = []\nsocket_protocols = [{}]", list(count, |i| format!("['unix', {i}]")));
     let ioctls = |count| format!("ioctls = [{}]", list(count, |i| i.to_string()));
-    for (most, source) in
-        [(ROOTS, &roots as &dyn Fn(usize) -> String), (FAMILIES, &families), (LIST, &options), (LIST, &ioctls)]
-    {
+    for (most, source) in [
+        (ROOTS, &roots as &dyn Fn(usize) -> String),
+        (FAMILIES, &families),
+        (LIST, &options),
+        (LIST, &ioctls),
+        (LIST, &protocols),
+    ] {
         good(&source(most)).policy();
         let found = mistakes(&source(most + 1));
         assert_eq!(found.len(), 1, "{found:?}");
@@ -252,8 +263,27 @@ const BAD: &[(&str, usize, usize, &str)] = &[
     ("[[root]]\npath = '/a'\nrights = 'read'", 3, 10, "expected an array of rights"),
     ("[[root]]\npath = '/a'\nrights = ['read', 'read']", 3, 19, "is there twice"),
     ("[[root]]\npath = '/a'\nrights = []\n[[file]]\npath = '/a'\nrights = []", 5, 8, "is there twice"),
+    (
+        "[[root]]\npath = '/a/b'\nrights = []\n[[root]]\npath = '/a'\nrights = ['read']",
+        5,
+        8,
+        "the root `/a/b` is in the root `/a`: it must allow what that does",
+    ),
+    (
+        "[[root]]\npath = '/a'\nrights = ['create']\n[[file]]\npath = '/a/b'\nrights = ['create', 'read']",
+        5,
+        8,
+        "the root `/a/b` is in the root `/a`",
+    ),
+    (
+        "[[root]]\npath = '/run'\nrights = ['create']\n[sockets]\nunix = ['/var/s', '/run/s']",
+        5,
+        19,
+        "the socket address `/run/s` is in the root `/run`, which lets names be created",
+    ),
     // What has no effect.
     ("no_links = true", 1, 1, "has no effect without [[root]] or [[file]]"),
+    ("locks_and_flags = true", 1, 1, "has no effect without [[root]] or [[file]]"),
     ("executable = true", 1, 1, "has no effect without memory = true"),
     ("memory = false\nw_xor_x = true", 2, 1, "has no effect without memory = true"),
     ("socket_options = [[1, 4]]", 1, 1, "has no effect without [sockets]"),
@@ -294,6 +324,13 @@ const BAD: &[(&str, usize, usize, &str)] = &[
     ("sockets.netlink = ['hex:']", 1, 20, "begins with the bytes 10 00"),
     ("sockets.netlink = ['hex:100']", 1, 20, "pairs of hexadecimal digits"),
     ("sockets.netlink = ['hex:+1+2']", 1, 20, "pairs of hexadecimal digits"),
+    // Protocols.
+    ("listen = true", 1, 1, "has no effect without [sockets]"),
+    ("socket_protocols = [[1, 4]]", 1, 1, "has no effect without [sockets]"),
+    ("socket_protocols = [['inet', 1]]\nsockets.unix = []", 1, 22, "[sockets] does not have the family"),
+    ("socket_protocols = [['ient', 1]]\nsockets.inet = []", 1, 22, "did you mean `inet`?"),
+    ("socket_protocols = [['inet']]\nsockets.inet = []", 1, 21, "expected two elements"),
+    ("socket_protocols = [['inet', -1]]\nsockets.inet = []", 1, 30, "expected a number from 0"),
     // Options and ioctls.
     ("sockets.1 = []\nsocket_options = ['SO_ERROR']", 2, 19, "expected a pair of level and name, found a string"),
     ("sockets.1 = []\nsocket_options = [['SOL_SOCKET']]", 2, 19, "expected two elements"),

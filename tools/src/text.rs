@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use ascetic::abi::{PAIRS, ROW_ALLOW};
 use ascetic::direct::DIRECT;
-use ascetic::policy::{BadRoot, FAMILIES, Family, LIST, Limits, Policy, ROOTS, Rights, Root};
+use ascetic::policy::{BadRoot, FAMILIES, Family, LIST, Limits, Policy, Rights, Root};
 use ascetic::sys::{Errno, Sysno};
 use toml::de::DeTable;
 
@@ -21,7 +21,7 @@ use crate::reader::{Key, Reader, Value};
 /// The architecture that texts are read for: the one that this is compiled for.
 pub(crate) const ARCH: &str = if cfg!(target_arch = "x86") { "i686" } else { "x86_64" };
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 19] = [
     "default_errno",
     "ordinary",
     "direct",
@@ -29,10 +29,13 @@ const KEYS: [&str; 16] = [
     "root",
     "file",
     "no_links",
+    "locks_and_flags",
     "memory",
     "executable",
     "w_xor_x",
     "sockets",
+    "socket_protocols",
+    "listen",
     "socket_options",
     "ioctls",
     "signals",
@@ -49,10 +52,13 @@ pub struct Text<'a> {
     refuse: Vec<(Sysno, u32)>,
     roots: Vec<(CString, Rights, bool)>,
     no_links: bool,
+    locks_and_flags: bool,
     memory: bool,
     executable: bool,
     w_xor_x: bool,
     sockets: Vec<Sockets>,
+    protocols: Vec<(u16, u32)>,
+    listen: bool,
     options: Vec<(u32, u32)>,
     ioctls: Vec<u32>,
     signals: bool,
@@ -103,10 +109,13 @@ impl<'a> Text<'a> {
             refuse: Vec::new(),
             roots: Vec::new(),
             no_links: false,
+            locks_and_flags: false,
             memory: false,
             executable: false,
             w_xor_x: false,
             sockets: Vec::new(),
+            protocols: Vec::new(),
+            listen: false,
             options: Vec::new(),
             ioctls: Vec::new(),
             signals: false,
@@ -127,7 +136,7 @@ impl<'a> Text<'a> {
 
     /// None of the builder's panics can happen: what they are about was checked when the text was read.
     fn build<'p>(&'p self, lists: &'p [Vec<&'p [u8]>]) -> Policy<'p> {
-        let mut policy = Policy::new();
+        let mut policy = self.with_roots();
         if let Some(errno) = self.default_errno {
             policy = policy.default_errno(errno);
         }
@@ -140,11 +149,11 @@ impl<'a> Text<'a> {
         for (call, errno) in &self.refuse {
             policy = policy.refuse(*call, *errno);
         }
-        for (path, rights, exact) in &self.roots {
-            policy = if *exact { policy.file(path, *rights) } else { policy.root(path, *rights) };
-        }
         if self.no_links {
             policy = policy.no_links();
+        }
+        if self.locks_and_flags {
+            policy = policy.locks_and_flags();
         }
         if self.memory {
             policy = policy.memory();
@@ -160,6 +169,12 @@ impl<'a> Text<'a> {
         }
         for (sockets, addresses) in self.sockets.iter().zip(lists) {
             policy = policy.family(Family { family: sockets.family, addresses });
+        }
+        for (family, protocol) in &self.protocols {
+            policy = policy.protocol(*family, *protocol);
+        }
+        if self.listen {
+            policy = policy.listen();
         }
         for (level, name) in &self.options {
             policy = policy.option(*level, *name);
@@ -194,21 +209,29 @@ impl<'a> Text<'a> {
         let mut switch = |key| document.get(key).and_then(|value| reader.boolean(value)).unwrap_or(false);
         self.ordinary = switch("ordinary");
         self.no_links = switch("no_links");
+        self.locks_and_flags = switch("locks_and_flags");
         self.memory = switch("memory");
         self.executable = switch("executable");
         self.w_xor_x = switch("w_xor_x");
         self.signals = switch("signals");
+        self.listen = switch("listen");
         // What is there but wrong is told already, and is no reason for another mistake.
         let memory = document.get("memory").is_some_and(|value| value.get_ref().as_bool() != Some(false));
         let roots = document.contains_key("root") || document.contains_key("file");
         let sockets =
             document.get("sockets").is_some_and(|value| value.get_ref().as_table().is_none_or(|t| !t.is_empty()));
-        let options = document.get("socket_options").and_then(|value| value.get_ref().as_array());
+        let some = |key| {
+            let list = document.get(key).and_then(|value| value.get_ref().as_array());
+            list.is_some_and(|list| !list.is_empty())
+        };
         for (key, set, needed, there) in [
             ("executable", self.executable, "memory = true", memory),
             ("w_xor_x", self.w_xor_x, "memory = true", memory),
             ("no_links", self.no_links, "[[root]] or [[file]]", roots),
-            ("socket_options", options.is_some_and(|options| !options.is_empty()), "[sockets]", sockets),
+            ("locks_and_flags", self.locks_and_flags, "[[root]] or [[file]]", roots),
+            ("socket_protocols", some("socket_protocols"), "[sockets]", sockets),
+            ("listen", self.listen, "[sockets]", sockets),
+            ("socket_options", some("socket_options"), "[sockets]", sockets),
         ] {
             if let Some((key, _)) = document.get_key_value(key).filter(|_| set && !there) {
                 reader.wrong(key.span(), format_args!("has no effect without {needed}"));
@@ -227,6 +250,11 @@ impl<'a> Text<'a> {
         if let Some(table) = document.get("sockets").and_then(|value| reader.table(value)) {
             for (key, value) in table {
                 self.family(reader, key, value);
+            }
+        }
+        if let Some(value) = document.get("socket_protocols") {
+            for value in reader.array(value, "an array of pairs of family and protocol") {
+                self.protocol(reader, value);
             }
         }
         if let Some(value) = document.get("socket_options") {
@@ -305,16 +333,26 @@ impl<'a> Text<'a> {
         let Some((value, name)) = path.and_then(|value| Some((value, reader.string(value, "a path")?))) else { return };
         let Ok(path) = CString::new(name) else { return reader.wrong(value.span(), "a path has no zero byte") };
         let rights = rights.unwrap_or(Rights::NONE);
-        if let Err(error) = Policy::new().try_root(Root { path: &path, rights, exact }) {
-            return reader.wrong(value.span(), error);
-        }
         if self.roots.iter().any(|(known, ..)| *known == path) {
             return reader.wrong(value.span(), "is there twice");
         }
-        if self.roots.len() == ROOTS {
-            return reader.wrong(value.span(), format_args!("one too many: {}", BadRoot::TooMany));
+        match self.with_roots().try_root(Root { path: &path, rights, exact }) {
+            Ok(_) => {}
+            Err(BadRoot::TooMany) => {
+                return reader.wrong(value.span(), format_args!("one too many: {}", BadRoot::TooMany));
+            }
+            Err(error) => return reader.wrong(value.span(), error),
         }
         self.roots.push((path, rights, exact));
+    }
+
+    /// The roots that were read, as a policy.
+    fn with_roots(&self) -> Policy<'_> {
+        let mut policy = Policy::new();
+        for (path, rights, exact) in &self.roots {
+            policy = if *exact { policy.file(path, *rights) } else { policy.root(path, *rights) };
+        }
+        policy
     }
 
     fn family(&mut self, reader: &mut Reader<'_>, key: &Key<'_>, value: &Value<'_>) {
@@ -336,6 +374,11 @@ impl<'a> Text<'a> {
             let Some(written) = reader.string(value, "an address") else { continue };
             match address::parse(family, written) {
                 Ok(bytes) => {
+                    let family = Family { family, addresses: &[&bytes] };
+                    if let Err(error) = self.with_roots().try_family(family) {
+                        reader.wrong(value.span(), error);
+                        continue;
+                    }
                     sockets.written.push(written.to_owned());
                     reader.add(&mut sockets.addresses, bytes, value.span(), usize::MAX, "addresses");
                 }
@@ -343,6 +386,40 @@ impl<'a> Text<'a> {
             }
         }
         self.sockets.push(sockets);
+    }
+
+    fn protocol(&mut self, reader: &mut Reader<'_>, value: &Value<'_>) {
+        let [family, protocol] = reader.array(value, "a pair of family and protocol") else {
+            if value.get_ref().is_array() {
+                reader.wrong(value.span(), "expected two elements: family and protocol");
+            }
+            return;
+        };
+        let span = family.span();
+        let family =
+            reader.name_or_number(family, "a family's name or number", (0, u16::MAX.into()), |reader, name| {
+                let family = find(&names::FAMILIES, name).map(u32::from);
+                if family.is_none() {
+                    let near = near(name, names::FAMILIES.map(|(name, _)| name));
+                    reader.wrong_near(
+                        span.clone(),
+                        "no address family that is known by name; a number is taken, too",
+                        near,
+                    );
+                }
+                family
+            });
+        let protocol = reader.number(protocol, "a protocol's number", 0, u32::MAX.into());
+        let (Some(family), Some(protocol)) = (family, protocol) else { return };
+        let family = family as u16;
+        if !self.sockets.iter().any(|known| known.family == family) {
+            // Without any that is told already.
+            if !self.sockets.is_empty() {
+                reader.wrong(span, "has no effect: [sockets] does not have the family");
+            }
+            return;
+        }
+        reader.add(&mut self.protocols, (family, protocol as u32), value.span(), LIST, "protocols");
     }
 
     fn option(&mut self, reader: &mut Reader<'_>, value: &Value<'_>) {
@@ -494,6 +571,9 @@ impl fmt::Display for Text<'_> {
         if !self.roots.is_empty() {
             writeln!(f, "symbolic links in folders: {}followed", if self.no_links { "not " } else { "" })?;
         }
+        if self.locks_and_flags {
+            writeln!(f, "locks and flags of open files: changed, those of kept descriptors, too")?;
+        }
         if self.memory {
             let executable = match (self.executable, self.w_xor_x) {
                 (false, _) => "",
@@ -503,9 +583,16 @@ impl fmt::Display for Text<'_> {
             writeln!(f, "memory: map, unmap, protect{executable}")?;
         }
         for sockets in &self.sockets {
-            let none = sockets.written.is_empty().then_some("no address");
+            let none = sockets.written.is_empty().then_some("no address, pairs only");
             let written = sockets.written.iter().map(|text| text.escape_debug().to_string()).collect::<Vec<_>>();
             writeln!(f, "sockets of {}: {}", sockets.name, none.map_or(written.join(", "), str::to_owned))?;
+        }
+        for (family, protocol) in &self.protocols {
+            let shown = name_of(&names::FAMILIES, family).map_or(family.to_string(), str::to_owned);
+            writeln!(f, "sockets of {shown}: protocol {protocol}, too")?;
+        }
+        if self.listen {
+            writeln!(f, "sockets: listen")?;
         }
         for (level, number) in &self.options {
             let shown = name_of(&LEVELS, level).map_or(level.to_string(), str::to_owned);

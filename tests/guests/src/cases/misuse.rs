@@ -47,7 +47,11 @@ pub const CASES: &[Case] = &[
     case("audit_finds_unknown_kinds", unknown_kind),
     case("audit_finds_shared_memory", || shared_memory(true)),
     case("audit_finds_shared_memory_off_shows_it", || shared_memory(false)),
+    case("audit_finds_shared_memory_that_can_be_writable", can_be_writable),
+    case("audit_finds_sockets_of_other_families", other_families),
     case("audit_finds_vault_alias", vault_alias),
+    case("misuse_tagged_addresses", tagged_addresses),
+    case("read_does_not_imply_exec", read_implies_exec),
     case("audit_needs_proc", needs_proc),
     case("misuse_small_file_limit", file_limit),
     case("unlisted_descriptors_are_closed", unlisted),
@@ -138,14 +142,19 @@ extern "C" fn one_call(_: usize) -> i32 {
 
 /// Installs a seccomp filter on this process: `prctl(PR_GET_SECCOMP)` fails with `errno`, all else passes.
 fn install_filter(errno: u32) {
-    // SAFETY: struct sock_filter, by hand: load the number; prctl? load argument 0; PR_GET_SECCOMP? fail.
+    install(Sysno::prctl, 21, if errno == 0 { 0x7fff_0000 } else { 0x5_0000 | errno });
+}
+
+/// Installs a seccomp filter on this process: `what` becomes of a call with this first argument, all else passes.
+fn install(nr: Sysno, arg: u32, what: u32) {
+    // SAFETY: struct sock_filter, by hand: load the number; the call? load argument 0; this one? `what`.
     let insns: [Insn; 6] = unsafe {
         core::mem::transmute::<[(u16, u8, u8, u32); 6], _>([
             (0x20, 0, 0, 0),
-            (0x15, 0, 3, Sysno::prctl as u32),
+            (0x15, 0, 3, nr as u32),
             (0x20, 0, 0, 16),
-            (0x15, 0, 1, 21),
-            (0x06, 0, 0, if errno == 0 { 0x7fff_0000 } else { 0x5_0000 | errno }),
+            (0x15, 0, 1, arg),
+            (0x06, 0, 0, what),
             (0x06, 0, 0, 0x7fff_0000),
         ])
     };
@@ -251,6 +260,101 @@ fn shared_memory(audited: bool) {
     must_exit(&config, guest, at, 0);
     // SAFETY: mapped, and the guest has ended.
     check!(unsafe { (at as *const u32).read_volatile() } == 77);
+}
+
+/// A mapping that is not writable, of a file that was opened for writing, is one that the guest can make so. One of a file that
+/// was opened to read is not.
+fn can_be_writable() {
+    let fd = sys::memfd(c"shared", 8192, false).unwrap();
+    let finding = |e: &Error| matches!(e, Error::Found { finding: Finding::SharedMemory, fd: -1, name } if name.as_str().contains("memfd:shared"));
+    for prot in [sys::PROT_READ, 0, sys::PROT_READ | sys::PROT_EXEC] {
+        let Ok(at) = sys::map_shared(4096, prot, fd) else { continue };
+        refused(&config(), finding);
+        must_exit(&Config { share: &[(at, 4096)], ..config() }, one_call, 0, 0);
+        // SAFETY: nothing refers to it.
+        check!(unsafe { sys::munmap(at, 4096) }.is_ok());
+    }
+    let mut path = *b"/proc/self/fd/0\0";
+    path[14] += fd as u8;
+    check!(fd < 10);
+    let to_read = sys::open(core::ffi::CStr::from_bytes_with_nul(&path).unwrap_or_default()).unwrap();
+    check!(sys::map_shared(4096, sys::PROT_READ, to_read).is_ok());
+    must_exit(&config(), one_call, 0, 0);
+    // SAFETY: nothing refers to it.
+    check!(unsafe { sys::map_shared_at(0x2000_0000, 4096, sys::PROT_READ, fd, 0) }.is_ok());
+    refused(&config(), finding);
+}
+
+/// Sockets are kept that have another program at their other end, and no others.
+fn other_families() {
+    // SAFETY: makes descriptors.
+    let socket = |family, kind| unsafe { call(Sysno::socket, [family, kind, 0]) }.map(|fd| fd as i32);
+    for family in [1, 2, 10] {
+        let Ok(fd) = socket(family, 1) else { continue };
+        must_exit(&Config { keep: &[1, fd], ..config() }, one_call, 0, 0);
+    }
+    let netlink = socket(16, 2).unwrap();
+    refused(
+        &Config { keep: &[1, netlink], ..config() },
+        |e| matches!(e, Error::Found { finding: Finding::Unknown, fd, .. } if *fd == netlink),
+    );
+    // Not kept, it is closed.
+    must_exit(&config(), one_call, 0, 0);
+}
+
+/// What a kernel says in whose answer upper bits of addresses count for nothing, said by a filter: nothing, and success.
+fn tagged_addresses() {
+    if cfg!(target_arch = "x86") {
+        skip("addresses have no bits to spare");
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        install(Sysno::arch_prctl, 0x4001, 0x5_0000);
+        refused(&Config { lockdown: Lockdown::Filter { read: None, write: None }, ..config() }, |e| {
+            *e == Error::TaggedAddresses
+        });
+    }
+}
+
+/// A program in which all that can be read can be executed: not in its sandbox.
+fn read_implies_exec() {
+    extern "C" fn guest(executable: usize) -> i32 {
+        let map = freestanding::files::MMAP;
+        // SAFETY: memory of the guest's own: a return instruction, called.
+        unsafe {
+            let Ok(at) = ascetic::untrusted::call(map, [0, 0x1000, 3, 0x22, usize::MAX, 0]) else { return 1 };
+            (at as *mut u8).write_volatile(0xc3);
+            if executable != 0 && ascetic::untrusted::call(Sysno::mprotect, [at, 0x1000, 5, 0, 0, 0]).is_err() {
+                return 2;
+            }
+            core::mem::transmute::<usize, extern "C" fn()>(at)();
+        }
+        0
+    }
+    let policy = POLICY.memory();
+    let before = sys::personality(None).unwrap();
+    check!(sys::personality(Some(before | sys::READ_IMPLIES_EXEC)).is_ok());
+    let config = Config { policy: &policy, ..config() };
+    if cfg!(target_arch = "x86_64") {
+        // Elsewhere there may be no such bit in the page tables.
+        must_crash(&config, guest, 0, 11, |_| ());
+    }
+    extern "C" fn waits(_: usize) -> i32 {
+        let time = [60usize, 0];
+        // SAFETY: the guest's own structure.
+        unsafe { ascetic::untrusted::call(Sysno::nanosleep, [time.as_ptr() as usize, 0, 0, 0, 0, 0]) }.is_err() as i32
+    }
+    let mut sandbox = spawn(&config, waits, 0);
+    for pid in [sandbox.pids().0, sandbox.pids().1] {
+        let mut text = [0u8; 16];
+        let flags = usize::from_str_radix(super::supervisor::read_proc(pid, "personality", &mut text).trim(), 16);
+        check!(flags.clone().is_ok_and(|flags| flags & sys::READ_IMPLIES_EXEC == 0), "{flags:?}");
+    }
+    sandbox.kill();
+    // The embedder has what it had, and a policy may allow it.
+    check!(sys::personality(None) == Ok(before | sys::READ_IMPLIES_EXEC));
+    let policy = POLICY.memory().executable();
+    must_exit(&Config { policy: &policy, ..config }, guest, 1, 0);
 }
 
 /// Mappings of the vault that can be written: planted by the switch that leaves it open.

@@ -5,6 +5,7 @@ mod calls;
 mod debug;
 mod enter;
 mod faults;
+mod files;
 mod hostile;
 mod many;
 mod mechanisms;
@@ -77,6 +78,7 @@ pub static CASES: Cases = Cases(&[
     debug::CASES,
     enter::CASES,
     faults::CASES,
+    files::CASES,
     hostile::CASES,
     many::CASES,
     mechanisms::CASES,

@@ -346,7 +346,7 @@ fn state_of_tasks() {
     check!(sp == "0x0", "{syscall}");
 }
 
-fn read_proc<'a>(pid: u32, file: &str, text: &'a mut [u8]) -> &'a str {
+pub fn read_proc<'a>(pid: u32, file: &str, text: &'a mut [u8]) -> &'a str {
     use core::fmt::Write as _;
     let mut path = freestanding::Line::new();
     let _ = write!(path, "/proc/{pid}/{file}\0");
