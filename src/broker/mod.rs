@@ -2,7 +2,7 @@
 //!
 //! What it believes about T it learns from the kernel: that T waits for a verdict, because a `FUTEX_CMP_REQUEUE` from the
 //! verdict's first word, which only T can wait at, found somebody there; who is born and who has ended, as
-//! [`births`] says. The alarm that wakes it and the mailboxes that it reads are the guest's to forge: they cost the guest's
+//! `births.rs` says. The alarm that wakes it and the mailboxes that it reads are the guest's to forge: they cost the guest's
 //! own time.
 //!
 //! One thread can serve many sandboxes ([`Poller`](crate::poller::Poller), or anything that polls [`Sandbox::descriptor`]);
