@@ -237,7 +237,7 @@ fn tasks(facts: &mut Facts, embedder: u32, t: u32, u: u32) -> Result<()> {
         ("trusted", t, "SigCgt", "0000000000000000", "no handlers"),
         ("untrusted", u, "Seccomp", "1", "strict mode: read, write, exit, sigreturn"),
         ("untrusted", u, "SigBlk", "0000000001001000", "SIGPIPE and SIGXFSZ are errors of write, not deaths"),
-        ("untrusted", u, "SigCgt", "00000000400004f8", "the seven signals of the fault reporter"),
+        ("untrusted", u, "SigCgt", "80000000400004f8", "the seven signals of the fault reporter, and the kick"),
         ("untrusted", u, "NoNewPrivs", "1", "for good"),
     ];
     for (i, (kind, pid, key, expected, meaning)) in expectations.into_iter().enumerate() {
