@@ -207,7 +207,7 @@ fn with_board(run: impl FnOnce(&Config<'_>)) {
 
 fn hammer() {
     let (count, time) = match (emulated(), is_long()) {
-        (true, _) => (4, Duration::from_secs(5)),
+        (true, _) => (4, Duration::from_secs(3)),
         (_, true) => (MOST, Duration::from_secs(60)),
         _ => (MOST, Duration::from_secs(5)),
     };
