@@ -15,8 +15,8 @@ pub const CASES: &[Case] = &[
     case("births_end_leaves_nobody", || check!(ends_leave(if emulated() { 30 } else { 150 }) == 0)),
     case("births_end_leaves_nobody_off_shows_it", || {
         FORGET_UNBORN.store(true, Ordering::Relaxed);
-        if ends_leave(1500) == 0 {
-            skip("none of 1500 ends met a birth at the moment when its task is known to nobody");
+        if ends_leave(4000) == 0 {
+            skip("none of 4000 ends met a birth at the moment when its task is known to nobody");
         }
     }),
     case("births_creator_exits", creator_exits),
