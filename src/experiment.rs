@@ -161,6 +161,10 @@ pub static BELIEVE_ASKS: AtomicBool = AtomicBool::new(false);
 pub static NO_PAUSES: AtomicBool = AtomicBool::new(false);
 /// How many looks there were.
 pub static LOOKS: AtomicU32 = AtomicU32::new(0);
+/// Pauses between U's last look at its signals and a `read` or `write` of its own.
+pub static DAWDLE: AtomicU32 = AtomicU32::new(0);
+/// A signal that comes meanwhile is not seen.
+pub static MISS_KICKS: AtomicBool = AtomicBool::new(false);
 /// The gates of threads are open from the beginning.
 pub static OPEN_GATES: AtomicBool = AtomicBool::new(false);
 /// The broker never opens a gate.

@@ -79,7 +79,7 @@ impl<const N: usize> Poller<N> {
 
     /// Forgets a sandbox: before it is dropped, unless [`serve`](Self::serve) has told its end.
     pub fn remove(&mut self, key: usize, sandbox: &Sandbox<'_>) {
-        let _ = sys::epoll_delete(self.epoll.0, sandbox.descriptor());
+        sys::epoll_remove(self.epoll.0, sandbox.descriptor());
         if let Some(due) = self.due.get_mut(key) {
             *due = None;
         }

@@ -36,7 +36,7 @@ pub const SIGXFSZ: i32 = 25;
 pub const SIGSYS: i32 = 31;
 /// The highest signal number.
 pub const NSIG: i32 = 64;
-/// What a guest's thread sends another, so that it looks for signals of the guest's (`untrusted/signal.rs`): the last
+/// What a guest's thread sends another, so that it looks for signals of the guest's (`untrusted/signal/`): the last
 /// real-time signal, of which the kernel sends none by itself.
 pub const KICK: i32 = NSIG;
 

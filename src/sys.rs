@@ -2,6 +2,7 @@
 //!
 //! Numbers come from the `syscalls` crate; constants from `include/uapi/linux/*.h`, each named as there.
 
+use crate::signal::Info;
 use core::ffi::CStr;
 use core::time::Duration;
 pub use syscalls::{Errno, Sysno};
@@ -20,6 +21,11 @@ pub const EBADF: i32 = 9;
 pub const ENOSYS: i32 = 38;
 /// The highest `errno`: results from `-MAX_ERRNO` on are errors (`include/linux/err.h`).
 pub const MAX_ERRNO: usize = 4095;
+/// An error as calls return it: the negative `errno`.
+pub fn failure(errno: Errno) -> usize {
+    (-errno.into_raw()) as isize as usize
+}
+
 /// All bits of a futex operation but `FUTEX_PRIVATE_FLAG` and `FUTEX_CLOCK_REALTIME`.
 pub const FUTEX_CMD_MASK: i32 = !(128 | 256);
 
@@ -387,18 +393,11 @@ pub fn epoll_add(epoll: i32, fd: i32, data: u64, edge: bool) -> Result<()> {
     unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_ADD, fd as usize, &raw const event as usize) }.map(drop)
 }
 
-/// Has epoll tell no more of `fd`.
+/// Has epoll tell no more of `fd`, if it did.
 pub fn epoll_remove(epoll: i32, fd: i32) {
     const EPOLL_CTL_DEL: usize = 2;
-    // SAFETY: without an event.
-    let _ = unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_DEL, fd as usize, 0) };
-}
-
-/// Asks epoll to tell nothing more of `fd`.
-pub fn epoll_delete(epoll: i32, fd: i32) -> Result<()> {
-    const EPOLL_CTL_DEL: usize = 2;
     // SAFETY: the kernel looks at no event.
-    unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_DEL, fd as usize) }.map(drop)
+    let _ = unsafe { sys!(epoll_ctl, epoll as usize, EPOLL_CTL_DEL, fd as usize, 0) };
 }
 
 /// Waits for events for up to `timeout` milliseconds; -1 for ever.
@@ -694,41 +693,20 @@ pub fn ended(pid: u32) -> Result<Option<i32>> {
     const WNOWAIT: usize = 0x100_0000;
     const CLD_EXITED: i32 = 1;
     const CLD_DUMPED: i32 = 3;
-    /// `struct siginfo` of SIGCHLD.
-    #[repr(C)]
-    struct Info {
-        signal: i32,
-        errno: i32,
-        code: i32,
-        child: Child,
-        rest: [usize; 16],
-    }
-    #[repr(C)]
-    struct Child {
-        pid: u32,
-        uid: u32,
-        status: i32,
-        times: [usize; 2],
-    }
-    let child = Child { pid: 0, uid: 0, status: 0, times: [0; 2] };
-    let mut info = Info { signal: 0, errno: 0, code: 0, child, rest: [0; 16] };
+    let mut info = Info::new(0, 0, [0; 2], 0);
     let at = &raw mut info;
-    // SAFETY: the kernel stores a siginfo, which is no larger.
-    unsafe { sys!(waitid, P_PID, pid as usize, at as usize, WEXITED | WNOWAIT | WNOHANG | WALL, 0) }?;
-    // SAFETY: as above.
-    let (pid, code, status) = unsafe {
-        (
-            (&raw const (*at).child.pid).read_volatile(),
-            (&raw const (*at).code).read_volatile(),
-            (&raw const (*at).child.status).read_volatile(),
-        )
+    // SAFETY: the kernel stores a siginfo: of SIGCHLD, process and user id, and the status where a sent one has its value.
+    let info = unsafe {
+        sys!(waitid, P_PID, pid as usize, at as usize, WEXITED | WNOWAIT | WNOHANG | WALL, 0)?;
+        at.read_volatile()
     };
-    let word = match code {
+    let status = info.value as i32;
+    let word = match info.code() {
         CLD_EXITED => (status & 0xff) << 8,
         CLD_DUMPED => status & 0x7f | 0x80,
         _ => status & 0x7f,
     };
-    Ok((pid != 0).then_some(word))
+    Ok((info.words[0] != 0).then_some(word))
 }
 
 /// Waits for a child of any kind. `None` when `block` is false and it still lives.

@@ -1,4 +1,4 @@
-# Instructions that are there for the signal that they raise: src/fault/mod.rs and src/untrusted/signal.rs know them by
+# Instructions that are there for the signal that they raise: src/fault/mod.rs and src/untrusted/signal/ know them by
 # their addresses.
 
 # asc_deliver(): the handler of SIGILL delivers what signals there are for the guest, and goes on behind the trap.

@@ -124,6 +124,26 @@ pub use x86_64::*;
 use crate::abi::{Mailbox, Step, Vault};
 use crate::signal::{AltStack, SigSet};
 
+/// Flags that a handler starts without: direction, resume, trap.
+const EFLAGS_NOT_IN_HANDLERS: u32 = 1 << 10 | 1 << 16 | EFLAGS_TF;
+/// Flags that a handler that returns may change (`FIX_EFLAGS`, `arch/x86/kernel/signal.c`): AC OF DF TF SF ZF AF PF CF RF.
+const EFLAGS_OF_RETURN: u32 = EFLAGS_AC | EFLAGS_NOT_IN_HANDLERS | 0x8d5;
+
+impl Frame {
+    /// Bytes of extended state at [`Self::fpstate`].
+    ///
+    /// # Safety
+    ///
+    /// This is the kernel's frame of a handler that runs, or a copy that is resumed as such.
+    pub(crate) unsafe fn extended(&self) -> usize {
+        let read = |from, to: *mut u8, len| {
+            // SAFETY: what the kernel saved is there.
+            unsafe { _ = copy(to, from as *const u8, len) }
+        };
+        crate::fault::extended_len(self.fpstate(), read)
+    }
+}
+
 /// How a handler of the guest's is entered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
@@ -165,7 +185,7 @@ pub fn load_control_words(context: &Context) {
 ///
 /// # Safety
 ///
-/// The caller is a guest, and handles no SIGSEGV. What can be written to is its own.
+/// The caller is a guest. What can be written to is its own.
 #[inline(never)]
 pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, n: usize) -> usize {
     // SAFETY: the caller's.

@@ -215,9 +215,6 @@ impl Frame {
         self.fpstate = fpstate as u32;
     }
 
-    /// `ss_flags` of no alternate stack that a frame could tell.
-    pub const NO_ALT: i32 = -1;
-
     /// The result of a call.
     pub fn set_result(&mut self, result: usize) {
         self.gregs[EAX] = result as u32;

@@ -214,9 +214,6 @@ impl Frame {
         self.fpstate = fpstate as u64;
     }
 
-    /// `ss_flags` of no alternate stack that a frame could tell: there is always one here.
-    pub const NO_ALT: i32 = -1;
-
     /// The result of a call.
     pub fn set_result(&mut self, result: usize) {
         self.gregs[RAX] = result as u64;

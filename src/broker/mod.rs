@@ -440,7 +440,7 @@ impl Sandbox<'_> {
             Verdict::Refuse(refusal) => self.refuse(k, &request, pc, refusal),
             Verdict::Files(change) => match self.change(k, &change) {
                 Ok(result) => self.reply(k, result),
-                Err(errno) => self.reply(k, (-errno.into_raw()) as isize as usize),
+                Err(errno) => self.reply(k, sys::failure(errno)),
             },
             Verdict::Getcwd { size } => self.getcwd(k, size),
             Verdict::Clone { thread } => self.bear(k, &thread, &request, pc),
@@ -452,7 +452,7 @@ impl Sandbox<'_> {
             }
             Verdict::Signal { tid, sig } => match self.signal(tid, sig) {
                 Ok(()) => self.reply(k, 0),
-                Err(errno) => self.reply(k, (-errno.into_raw()) as isize as usize),
+                Err(errno) => self.reply(k, sys::failure(errno)),
             },
         }
     }
@@ -474,7 +474,7 @@ impl Sandbox<'_> {
         let books = self.books();
         let len = books.cwd_len;
         if size <= len {
-            return self.reply(k, (-Errno::ERANGE.into_raw()) as isize as usize);
+            return self.reply(k, sys::failure(Errno::ERANGE));
         }
         // SAFETY: the view is mapped; the guest gets what it finds there.
         unsafe {

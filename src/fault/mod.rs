@@ -111,12 +111,14 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
         if matches!(sig, SIGSEGV | SIGBUS) && copies(frame) {
             return;
         }
+        let idle = (*state).fault.stage == IDLE;
         if sig == KICK {
-            return if (*state).fault.stage == IDLE {
-                guest::kicked(state, frame)
-            };
+            if idle {
+                guest::kicked(state, frame); // else the reporter has more to do
+            }
+            return;
         }
-        if (*state).fault.stage == IDLE {
+        if idle {
             let done = match sig {
                 SIGSYS => dispatch::handle(state, info, frame),
                 SIGILL => guest::trap(state, frame),
@@ -192,14 +194,14 @@ unsafe fn copies(frame: *mut Frame) -> bool {
 /// As [`handler`].
 pub(crate) unsafe fn behind_call(frame: *mut Frame) -> bool {
     let mut behind = [0u8; 2];
-    // SAFETY: the caller's. This is no handler of SIGSEGV, so that a fault of the copy is caught.
+    // SAFETY: the caller's.
     let left = unsafe { arch::copy(behind.as_mut_ptr(), (*frame).pc().wrapping_sub(2) as *const u8, 2) };
     // `int $0x80`, `sysenter`, `syscall`
     left == 0 && matches!(behind, [0xcd, 0x80] | [0x0f, 0x34] | [0x0f, 0x05])
 }
 
-/// Whether somebody sent the signal, rather than an instruction causing it. Where the frame does not tell, what cannot
-/// be a fault was sent; the rest shows when the instruction is repeated.
+/// Whether somebody sent the signal, rather than an instruction causing it. Where the frame does not tell, what the runtime
+/// has had sent and what cannot be a fault was sent; the rest shows when the instruction is repeated.
 ///
 /// # Safety
 ///

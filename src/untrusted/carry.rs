@@ -6,12 +6,8 @@ use crate::broker::decide::AT_FDCWD;
 use crate::broker::path::PATH;
 use crate::deep::{self, Carry};
 use crate::pair::from_state;
-use crate::sys::{Errno, Sysno};
+use crate::sys::{Errno, Sysno, failure};
 use crate::untrusted::State;
-
-fn failure(errno: Errno) -> usize {
-    (-errno.into_raw()) as isize as usize
-}
 
 /// Copies guest memory into the mailbox: what the call carries, as far as it can be read. What is missing the broker
 /// misses, if it comes to that.

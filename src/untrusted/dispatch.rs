@@ -4,7 +4,7 @@
 
 use crate::arch::{self, Frame};
 use crate::signal::SigInfo;
-use crate::sys::Errno;
+use crate::sys::{Errno, failure};
 use crate::untrusted::{State, emulate, signal};
 
 /// `SYS_USER_DISPATCH` (`include/uapi/asm-generic/siginfo.h`)
@@ -43,7 +43,7 @@ pub(crate) unsafe fn handle(state: *mut State, info: *const SigInfo, frame: *mut
         }
         // Another architecture's numbers mean other calls.
         let result = if !native || nr & X32 != 0 || nr > u32::MAX as usize {
-            (-Errno::ENOSYS.into_raw()) as isize as usize
+            failure(Errno::ENOSYS)
         } else {
             emulate::call(state, nr as u32, (*frame).syscall_args(), (*frame).pc(), frame)
         };

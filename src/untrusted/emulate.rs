@@ -2,15 +2,10 @@
 
 use crate::arch;
 use crate::arch::Frame;
-#[cfg(target_arch = "x86_64")]
-use crate::sys::Errno;
 use crate::sys::Sysno;
-use crate::untrusted::{State, brokered, gate, signal, thread};
-
 #[cfg(target_arch = "x86_64")]
-fn failure(errno: Errno) -> usize {
-    (-errno.into_raw()) as isize as usize
-}
+use crate::sys::{Errno, failure};
+use crate::untrusted::{State, brokered, gate, signal, thread};
 
 /// The calls that are answered here, whatever the policy says: one bit each.
 const ANSWERED: [u64; crate::abi::TABLE_LEN / 64] = {
@@ -81,10 +76,8 @@ pub(crate) unsafe fn call(state: *mut State, nr: u32, args: [usize; 6], pc: usiz
             Sysno::clone if (*state).threads => thread::clone(state, args, pc, frame),
             #[cfg(target_arch = "x86_64")]
             Sysno::arch_prctl => arch_prctl(args[0], args[1]),
-            _ => match signal::call(state, call, args, pc, frame) {
-                Some(result) => result,
-                None => brokered(state, nr, args, pc),
-            },
+            Sysno::clone => brokered(state, nr, args, pc),
+            _ => signal::call(state, call, args, pc, frame),
         }
     }
 }

@@ -148,20 +148,18 @@ pub unsafe fn call(nr: Sysno, args: [usize; 6]) -> sys::Result<usize> {
 unsafe fn call_at(nr: u32, args: &[usize; 6], pc: usize) -> usize {
     let state = state();
     if state.is_null() {
-        return (-Errno::EPERM.into_raw()) as isize as usize;
+        return sys::failure(Errno::EPERM);
     }
     loop {
         // SAFETY: the caller's; the state is this thread's.
         let result = unsafe {
-            signal::set_busy(state, true);
-            let result = if is_direct(state, nr) && !emulate::answers(nr) {
-                direct(state, nr, args, pc)
-            } else {
-                emulate::call(state, nr, *args, pc, core::ptr::null_mut())
-            };
-            signal::set_busy(state, false);
-            signal::deliver_here(state);
-            result
+            signal::undisturbed(state, || {
+                if is_direct(state, nr) && !emulate::answers(nr) {
+                    direct(state, nr, args, pc)
+                } else {
+                    emulate::call(state, nr, *args, pc, core::ptr::null_mut())
+                }
+            })
         };
         if result != signal::RESTART {
             return result;
@@ -177,13 +175,7 @@ unsafe fn call_at(nr: u32, args: &[usize; 6], pc: usize) -> usize {
 pub unsafe fn call_raw(nr: u32, args: [usize; 6]) -> usize {
     let state = state();
     // SAFETY: the caller's; the state is this thread's.
-    unsafe {
-        signal::set_busy(state, true);
-        let result = brokered(state, nr, args, arch::here());
-        signal::set_busy(state, false);
-        signal::deliver_here(state);
-        result
-    }
+    unsafe { signal::undisturbed(state, || brokered(state, nr, args, arch::here())) }
 }
 
 /// Has T make a call, with what it carries, and notes it.

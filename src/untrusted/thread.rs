@@ -6,10 +6,9 @@
 use crate::abi::{DATA, Verdict};
 use crate::arch::{self, Frame};
 use crate::birth::guest_mask;
-use crate::fault::extended_len;
 use crate::pair::from_state;
 use crate::signal::{AltStack, SigSet};
-use crate::sys::{Errno, Sysno};
+use crate::sys::{Errno, Sysno, failure};
 use crate::untrusted::{State, ask, carry, emulate, gate, signal};
 use core::mem::offset_of;
 
@@ -48,15 +47,13 @@ static_assertions::const_assert!(size_of::<Context>() + EXTENDED <= DATA);
 /// As [`emulate::call`].
 pub(super) unsafe fn clone(state: *mut State, args: [usize; 6], pc: usize, frame: *mut Frame) -> usize {
     let [flags, stack, ..] = args;
-    let failure = |errno: Errno| (-errno.into_raw()) as isize as usize;
     if frame.is_null() {
         return failure(Errno::EPERM); // there is nothing for the new thread to go on with: see `spawn`
     }
     // SAFETY: the frame is the kernel's, the state this thread's.
     unsafe {
         let extended = (*frame).fpstate();
-        let len = extended_len(extended, |from, to, len| _ = arch::copy(to, from as *const u8, len));
-        let len = if len > EXTENDED { 0 } else { len };
+        let len = Some((*frame).extended()).filter(|len| *len <= EXTENDED).unwrap_or(0);
         let mut context = Context { flags, extended: len, tls: [0; 4], mask: [0; 2], frame: *frame };
         context.frame.set_result(0);
         if stack != 0 {
@@ -71,7 +68,6 @@ pub(super) unsafe fn clone(state: *mut State, args: [usize; 6], pc: usize, frame
 /// `state` is this thread's; `extended` has as many bytes as the context says.
 unsafe fn request(state: *mut State, args: [usize; 6], pc: usize, context: &mut Context, extended: *const u8) -> usize {
     let nr = Sysno::clone as u32;
-    let failure = |errno: Errno| (-errno.into_raw()) as isize as usize;
     // SAFETY: the caller's.
     unsafe {
         context.mask = SigSet::from_bits(signal::mask(state)).words();
@@ -119,13 +115,8 @@ pub unsafe fn spawn(f: extern "C" fn(usize), arg: usize, sp: usize, clear_tid: u
     };
     let mut context = Context { flags, extended: 0, tls: [0; 4], mask: [0; 2], frame };
     // SAFETY: the state is this thread's; nothing follows the context.
-    let tid = unsafe {
-        signal::set_busy(state, true);
-        let tid = request(state, args, arch::here(), &mut context, core::ptr::null());
-        signal::set_busy(state, false);
-        signal::deliver_here(state);
-        tid
-    };
+    let tid =
+        unsafe { signal::undisturbed(state, || request(state, args, arch::here(), &mut context, core::ptr::null())) };
     Errno::from_ret(tid).map(|tid| tid as u32)
 }
 

@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use crate::error::{Error, Mistake};
-use crate::names::near;
+use crate::names::{find, near};
 
 /// A value and where it is.
 pub type Value<'s> = Spanned<DeValue<'s>>;
@@ -84,6 +84,17 @@ impl<'s> Reader<'s> {
         array.or_else(|| self.other_type(value, expected)).map_or(&[], |array| array)
     }
 
+    /// An array of two: `of` names both.
+    pub fn pair<'v, 'd>(&mut self, value: &'v Value<'d>, of: &str) -> Option<[&'v Value<'d>; 2]> {
+        match self.array(value, &format!("a pair of {of}")) {
+            [first, second] => return Some([first, second]),
+            // Of another type, it was told already.
+            _ if value.get_ref().is_array() => self.wrong(value.span(), format_args!("expected two elements: {of}")),
+            _ => {}
+        }
+        None
+    }
+
     pub fn string<'v>(&mut self, value: &'v Value<'_>, expected: &str) -> Option<&'v str> {
         let string = value.get_ref().as_str();
         string.or_else(|| self.other_type(value, expected))
@@ -117,6 +128,26 @@ impl<'s> Reader<'s> {
             Some(name) => find(self, name),
             None => self.number(value, expected, least.into(), most.into()).map(|number| number as u32),
         }
+    }
+
+    /// One of a table's, by its name, or any number up to `most`. `what` is what it is one of, with its article.
+    pub fn listed<T: Copy + Into<u32>>(
+        &mut self,
+        value: &Value<'_>,
+        (article, what): (&str, &str),
+        most: u32,
+        table: &[(&str, T)],
+    ) -> Option<u32> {
+        let expected = format!("{article} {what}'s name or number");
+        self.name_or_number(value, &expected, (0, most), |reader, name| {
+            let found = find(table, name).map(T::into);
+            if found.is_none() {
+                let near = near(name, table.iter().map(|(name, _)| *name));
+                let none = format_args!("no {what} that is known by name; a number is taken, too");
+                reader.wrong_near(value.span(), none, near);
+            }
+            found
+        })
     }
 
     /// Adds to a list what is not there yet and still fits.

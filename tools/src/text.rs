@@ -389,26 +389,9 @@ impl<'a> Text<'a> {
     }
 
     fn protocol(&mut self, reader: &mut Reader<'_>, value: &Value<'_>) {
-        let [family, protocol] = reader.array(value, "a pair of family and protocol") else {
-            if value.get_ref().is_array() {
-                reader.wrong(value.span(), "expected two elements: family and protocol");
-            }
-            return;
-        };
+        let Some([family, protocol]) = reader.pair(value, "family and protocol") else { return };
         let span = family.span();
-        let family =
-            reader.name_or_number(family, "a family's name or number", (0, u16::MAX.into()), |reader, name| {
-                let family = find(&names::FAMILIES, name).map(u32::from);
-                if family.is_none() {
-                    let near = near(name, names::FAMILIES.map(|(name, _)| name));
-                    reader.wrong_near(
-                        span.clone(),
-                        "no address family that is known by name; a number is taken, too",
-                        near,
-                    );
-                }
-                family
-            });
+        let family = reader.listed(family, ("an", "address family"), u16::MAX.into(), &names::FAMILIES);
         let protocol = reader.number(protocol, "a protocol's number", 0, u32::MAX.into());
         let (Some(family), Some(protocol)) = (family, protocol) else { return };
         let family = family as u16;
@@ -423,22 +406,8 @@ impl<'a> Text<'a> {
     }
 
     fn option(&mut self, reader: &mut Reader<'_>, value: &Value<'_>) {
-        let [level, option] = reader.array(value, "a pair of level and name") else {
-            // Of another type, it was told already.
-            if value.get_ref().is_array() {
-                reader.wrong(value.span(), "expected two elements: level and name");
-            }
-            return;
-        };
-        let span = level.span();
-        let level = reader.name_or_number(level, "a level's name or number", (0, u32::MAX), |reader, name| {
-            let level = find(&LEVELS, name);
-            if level.is_none() {
-                let near = near(name, LEVELS.map(|(name, _)| name));
-                reader.wrong_near(span.clone(), "no level that is known by name; a number is taken, too", near);
-            }
-            level
-        });
+        let Some([level, option]) = reader.pair(value, "level and name") else { return };
+        let level = reader.listed(level, ("a", "level"), u32::MAX, &LEVELS);
         let Some(level) = level else { return };
         let span = option.span();
         let number = reader.name_or_number(option, "an option's name or number", (0, u32::MAX), |reader, name| {
@@ -452,14 +421,7 @@ impl<'a> Text<'a> {
     }
 
     fn ioctl(&mut self, reader: &mut Reader<'_>, value: &Value<'_>) {
-        let number = reader.name_or_number(value, "an ioctl's name or number", (0, u32::MAX), |reader, name| {
-            let number = find(&IOCTLS, name);
-            if number.is_none() {
-                let near = near(name, IOCTLS.map(|(name, _)| name));
-                reader.wrong_near(value.span(), "no ioctl that is known by name; a number is taken, too", near);
-            }
-            number
-        });
+        let number = reader.listed(value, ("an", "ioctl"), u32::MAX, &IOCTLS);
         if let Some(number) = number {
             reader.add(&mut self.ioctls, number, value.span(), LIST, "ioctls");
         }

@@ -1,9 +1,8 @@
 //! Frames of the guest's own signal handlers: `struct sigframe_ia32` and `struct rt_sigframe_ia32`
 //! (`arch/x86/include/asm/sigframe.h`), built on the guest's stack as the kernel would (`arch/x86/kernel/signal_32.c`).
 
-use super::{EAX, ECX, EDX, EFLAGS_AC, EFLAGS_TF, ESP, Frame};
+use super::{EAX, ECX, EDX, ESP, Frame};
 use crate::arch::{self, Entry};
-use crate::fault::extended_len;
 use crate::signal::{AltStack, Info, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigSet};
 use memoffset::offset_of;
 
@@ -34,10 +33,6 @@ struct InfoFrame {
     code: [u8; 8],
 }
 
-const EFLAGS_DF: u32 = 1 << 10;
-const EFLAGS_RF: u32 = 1 << 16;
-/// What a returning handler may change: AC OF DF TF SF ZF AF PF CF RF (`FIX_EFLAGS`).
-const EFLAGS_FIX: u32 = EFLAGS_AC | 0x800 | EFLAGS_DF | EFLAGS_TF | 0xd5 | EFLAGS_RF;
 /// Bytes that the return address takes.
 const RETURN: usize = size_of::<usize>();
 
@@ -90,7 +85,7 @@ impl Frame {
             self.gregs[ESP] = at as u32;
             self.gregs[EAX] = entry.sig as u32;
             [self.gregs[EDX], self.gregs[ECX]] = pointers;
-            self.eflags &= !(EFLAGS_DF | EFLAGS_RF | EFLAGS_TF);
+            self.eflags &= !arch::EFLAGS_NOT_IN_HANDLERS;
             self.fpstate = 0; // a clean one
             true
         }
@@ -103,7 +98,7 @@ impl Frame {
     /// # Safety
     ///
     /// As [`Self::enter_handler`].
-    pub(crate) unsafe fn leave_handler(&mut self, sp: usize, siginfo: bool) -> Option<(SigSet, AltStack)> {
+    pub(crate) unsafe fn leave_handler(&mut self, sp: usize, siginfo: bool) -> Option<(SigSet, Option<AltStack>)> {
         let at = sp.wrapping_sub(RETURN);
         let mut context = *self;
         let (mut mask, mut alt) = (SigSet::EMPTY, AltStack::NONE);
@@ -116,7 +111,6 @@ impl Frame {
                 left |= arch::copy((&raw mut mask).cast(), part(offset_of!(InfoFrame, mask)), size_of::<SigSet>());
                 left |= arch::copy((&raw mut alt).cast(), part(offset_of!(InfoFrame, alt)), size_of::<AltStack>());
             } else {
-                alt.flags = Self::NO_ALT;
                 left = arch::copy((&raw mut context).cast(), part(offset_of!(OldFrame, context)), size_of::<Frame>());
                 mask = SigSet::from_bits(u64::from(context.oldmask) | u64::from(context.extramask) << 32);
             }
@@ -133,18 +127,8 @@ impl Frame {
         self.gregs = context.gregs;
         self.eip = context.eip;
         self.segments[0] = context.segments[0]; // %gs: thread-local storage. %fs is the runtime's.
-        self.eflags = self.eflags & !EFLAGS_FIX | context.eflags & EFLAGS_FIX;
-        Some((mask, alt))
-    }
-
-    /// Bytes of extended state behind [`Self::fpstate`].
-    ///
-    /// # Safety
-    ///
-    /// As [`Self::enter_handler`].
-    unsafe fn extended(&self) -> usize {
-        // SAFETY: what the kernel saved is there.
-        extended_len(self.fpstate(), |from, to, len| unsafe { _ = arch::copy(to, from as *const u8, len) })
+        self.eflags = self.eflags & !arch::EFLAGS_OF_RETURN | context.eflags & arch::EFLAGS_OF_RETURN;
+        Some((mask, siginfo.then_some(alt)))
     }
 }
 

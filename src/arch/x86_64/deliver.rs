@@ -1,9 +1,8 @@
 //! Frames of the guest's own signal handlers: `struct rt_sigframe` (`arch/x86/include/asm/sigframe.h`), built on the
 //! guest's stack as the kernel would (`arch/x86/kernel/signal_64.c`).
 
-use super::{EFLAGS, EFLAGS_AC, EFLAGS_TF, Frame, RAX, RDI, RDX, RIP, RSI, RSP, UC_FLAGS};
+use super::{EFLAGS, Frame, RAX, RDI, RDX, RIP, RSI, RSP, UC_FLAGS};
 use crate::arch::{self, Entry};
-use crate::fault::extended_len;
 use crate::signal::{AltStack, Info, SigSet};
 use memoffset::offset_of;
 
@@ -14,10 +13,6 @@ struct SignalFrame {
     info: Info,
 }
 
-const EFLAGS_DF: u64 = 1 << 10;
-const EFLAGS_RF: u64 = 1 << 16;
-/// What a returning handler may change: AC OF DF TF SF ZF AF PF CF RF (`FIX_EFLAGS`).
-const EFLAGS_FIX: u64 = EFLAGS_AC as u64 | 0x800 | EFLAGS_DF | EFLAGS_TF as u64 | 0xd5 | EFLAGS_RF;
 /// `UC_FP_XSTATE`: there is more than FXSAVE has.
 const UC_FP_XSTATE: u64 = 1;
 
@@ -53,7 +48,7 @@ impl Frame {
             self.gregs[RSI] = at.wrapping_add(offset_of!(SignalFrame, info)) as u64;
             self.gregs[RDX] = at.wrapping_add(offset_of!(SignalFrame, context)) as u64;
             self.gregs[RAX] = 0;
-            self.gregs[EFLAGS] &= !(EFLAGS_DF | EFLAGS_RF | u64::from(EFLAGS_TF));
+            self.gregs[EFLAGS] &= !u64::from(arch::EFLAGS_NOT_IN_HANDLERS);
             self.fpstate = 0; // a clean one
             self.uc_flags &= !UC_FP_XSTATE;
             true
@@ -61,12 +56,12 @@ impl Frame {
     }
 
     /// Takes down the frame of a handler that returned with the stack pointer `sp`: the interrupted code goes on as it says.
-    /// The signal mask and the alternate stack that it says; `None` if it is not there.
+    /// The signal mask and the alternate stack that it says; `None` if the frame is not there.
     ///
     /// # Safety
     ///
     /// As [`Self::enter_handler`].
-    pub(crate) unsafe fn leave_handler(&mut self, sp: usize, _siginfo: bool) -> Option<(SigSet, AltStack)> {
+    pub(crate) unsafe fn leave_handler(&mut self, sp: usize, _siginfo: bool) -> Option<(SigSet, Option<AltStack>)> {
         let at = sp.wrapping_sub(RETURN);
         let mut context = *self;
         let from = at.wrapping_add(offset_of!(SignalFrame, context)) as *const u8;
@@ -83,21 +78,11 @@ impl Frame {
                 return None;
             }
         }
-        let flags = self.gregs[EFLAGS];
+        let (flags, fix) = (self.gregs[EFLAGS], u64::from(arch::EFLAGS_OF_RETURN));
         self.gregs = context.gregs;
-        self.gregs[EFLAGS] = flags & !EFLAGS_FIX | context.gregs[EFLAGS] & EFLAGS_FIX;
+        self.gregs[EFLAGS] = flags & !fix | context.gregs[EFLAGS] & fix;
         self.uc_flags |= UC_FLAGS;
-        Some((context.sigmask, context.uc_stack))
-    }
-
-    /// Bytes of extended state behind [`Self::fpstate`].
-    ///
-    /// # Safety
-    ///
-    /// As [`Self::enter_handler`].
-    unsafe fn extended(&self) -> usize {
-        // SAFETY: what the kernel saved is there.
-        extended_len(self.fpstate(), |from, to, len| unsafe { _ = arch::copy(to, from as *const u8, len) })
+        Some((context.sigmask, Some(context.uc_stack)))
     }
 }
 

@@ -87,6 +87,15 @@ impl Scratch {
         scratch
     }
 
+    /// Makes it with the folder `in`, in that the file `file`, and the file `outside` beside it.
+    pub fn with_file() -> Self {
+        let scratch = Self::new();
+        scratch.folder("in");
+        scratch.file("in/file", b"inside");
+        scratch.file("outside", b"outside");
+        scratch
+    }
+
     /// Makes a folder.
     pub fn folder(&self, name: &str) {
         // SAFETY: a path.

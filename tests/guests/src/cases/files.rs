@@ -6,7 +6,7 @@ use super::*;
 use ascetic::policy::{BadRoot, Rights, Root};
 use ascetic::sys::{self, Errno};
 use core::sync::atomic::{AtomicU32, Ordering};
-use freestanding::files::{Scratch, path};
+use freestanding::files::{Path, Scratch, path};
 
 pub const CASES: &[Case] = &[
     case("program_files", || both(files)),
@@ -56,18 +56,19 @@ fn two_paths(nr: Sysno, from: &str, to: &str) -> sys::Result<usize> {
 
 pub const ALL: Rights = Rights::READ.and(Rights::WRITE).and(Rights::CREATE);
 
+/// The policy, with a folder as a root with these rights.
+pub fn rooted<'a>(policy: Policy<'a>, folder: &'a Path, rights: Rights) -> Policy<'a> {
+    policy.try_root(Root { path: folder.as_c(), rights, exact: false }).unwrap()
+}
+
 /// Runs a guest with the scratch folder's `in` as a root with these rights.
 pub fn with_root(rights: Rights, guest: extern "C" fn(usize) -> i32) {
-    let scratch = Scratch::new();
-    scratch.folder("in");
-    scratch.file("in/file", b"inside");
-    scratch.file("outside", b"outside");
+    let scratch = Scratch::with_file();
     scratch.link("in/link", "file");
     scratch.link("in/escape", "../outside");
     scratch.link("in/absolute", "/etc/hostname");
     let root = path("in");
-    let policy = DIRECT.clone().try_root(Root { path: root.as_c(), rights, exact: false });
-    let policy = policy.unwrap();
+    let policy = rooted(DIRECT.clone(), &root, rights);
     must_exit(&program(&policy), guest, 0, 0);
 }
 
@@ -216,14 +217,11 @@ fn way() {
         }
         0
     }
-    let scratch = Scratch::new();
-    scratch.folder("in");
-    scratch.file("in/file", b"inside");
-    scratch.file("outside", b"outside");
+    let _scratch = Scratch::with_file();
     let (way, root) = (path(""), path("in"));
     let policy = DIRECT.clone();
-    let policy = policy.try_root(Root { path: way.as_c(), rights: Rights::NONE, exact: false }).unwrap();
-    let policy = policy.try_root(Root { path: root.as_c(), rights: Rights::READ, exact: false }).unwrap();
+    let policy = rooted(policy, &way, Rights::NONE);
+    let policy = rooted(policy, &root, Rights::READ);
     must_exit(&program(&policy), guest, 0, 0);
 }
 
@@ -252,7 +250,7 @@ fn nested() {
     scratch.file("in/sub/file", b"inner");
     let (outer, inner) = (path("in"), path("in/sub"));
     let build = |a, b| {
-        let policy = DIRECT.clone().try_root(Root { path: outer.as_c(), rights: a, exact: false }).unwrap();
+        let policy = rooted(DIRECT.clone(), &outer, a);
         policy.try_root(Root { path: inner.as_c(), rights: b, exact: false })
     };
     must_exit(&program(&build(Rights::READ, ALL).unwrap()), guest, 0, 0);
@@ -350,7 +348,7 @@ fn last_names() {
     scratch.link("in/to_folder", "folder");
     scratch.link("in/out", "..");
     let root = path("in");
-    let policy = DIRECT.clone().try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let policy = rooted(DIRECT.clone(), &root, ALL);
     must_exit(&program(&policy), guest, 0, 0);
 }
 
@@ -425,10 +423,7 @@ fn not_opened() {
         check!(step() == ascetic::abi::STEP_REPLY);
         0
     }
-    let scratch = Scratch::new();
-    scratch.folder("in");
-    scratch.file("in/file", b"inside");
-    scratch.file("outside", b"outside");
+    let scratch = Scratch::with_file();
     scratch.link("in/link", "file");
     scratch.link("in/escape", "../outside");
     let (pipe, root) = (path("in/pipe"), path("in"));
@@ -443,7 +438,7 @@ fn not_opened() {
         let _ = unsafe { freestanding::call(Sysno::open, [pipe.as_ptr() as usize, 1]) };
         sys::exit(0);
     }
-    let policy = DIRECT.clone().try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let policy = rooted(DIRECT.clone(), &root, ALL);
     must_exit(&program(&policy), guest, 0, 0);
     check!(sys::wait(writer, false) == Ok(None), "the pipe was opened");
     let _ = sys::kill(writer, 9);
@@ -691,7 +686,7 @@ fn while_folders_move() {
         println!("nobody was told EAGAIN: the guest would not be either");
     }
     let root = path("in");
-    let policy = DIRECT.clone().try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let policy = rooted(DIRECT.clone(), &root, ALL);
     must_exit(&program(&policy), guest, 0, 0);
     let _ = sys::kill(mover, 9);
     let _ = sys::wait(mover, true);
@@ -785,11 +780,9 @@ fn taken_back() {
         unsafe { must!(c(Sysno::pread64, [fd, at, 8, 0, 0]), Ok(6)) };
         0
     }
-    let scratch = Scratch::new();
-    scratch.folder("in");
-    scratch.file("in/file", b"inside");
+    let _scratch = Scratch::with_file();
     let root = path("in");
-    let policy = DIRECT.clone().try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let policy = rooted(DIRECT.clone(), &root, ALL);
     let (heard, say) = sys::blocking_pipe().unwrap();
     let (hear, said) = sys::blocking_pipe().unwrap();
     ENDS[0].store(say as u32, Ordering::Relaxed);

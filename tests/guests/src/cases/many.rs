@@ -1,12 +1,13 @@
 //! Many sandboxes that one thread serves: nothing is lost, nothing is left, nobody is served at the others' cost.
 
+use super::files::rooted;
 use super::misuse::has_children;
 use super::program::DIRECT;
 use super::supervisor::field;
 use super::*;
 use ascetic::abi::PAGE;
 use ascetic::experiment;
-use ascetic::policy::{Rights, Root};
+use ascetic::policy::Rights;
 use ascetic::poller::Poller;
 use ascetic::sys;
 use ascetic::untrusted::{self, call};
@@ -201,7 +202,7 @@ fn with_board(run: impl FnOnce(&Config<'_>)) {
     check!(sys::limit(0, sys::RLIMIT_NOFILE, Some([most.min(8192), most])).is_ok());
     let root = path("in");
     let policy = DIRECT.clone().threads(THREADS as u32).memory();
-    let policy = policy.try_root(Root { path: root.as_c(), rights: Rights::READ, exact: false }).unwrap();
+    let policy = rooted(policy, &root, Rights::READ);
     run(&Config { keep: &[1, 2], share: &[(at, LEN)], ..Config::new(&policy) });
 }
 

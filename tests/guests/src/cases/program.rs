@@ -2,9 +2,9 @@
 //! the guest's own system call instructions, which the kernel turns into SIGSYS. Beside each permission stands its nearest
 //! forbidden neighbour.
 
-use super::files::{ALL, RW, one_path, open, with_root};
+use super::files::{ALL, RW, one_path, open, rooted, with_root};
 use super::*;
-use ascetic::policy::{Family, Root};
+use ascetic::policy::Family;
 use ascetic::sys::{self, Errno};
 use ascetic::untrusted;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -315,7 +315,7 @@ fn ioctl_and_fcntl() {
     scratch.folder("in");
     let root = path("in");
     let policy = DIRECT.clone().ioctl(0x541b).ioctl(0x5413);
-    let policy = policy.try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let policy = rooted(policy, &root, ALL);
     must_exit(&program(&policy.clone().locks_and_flags()), guest, 0, 0);
     // What others may share is not changed unless the policy says so.
     extern "C" fn without(_: usize) -> i32 {
@@ -421,7 +421,7 @@ fn by_name() {
     scratch.file("in/file", b"inside");
     let root = path("in");
     let policy = DIRECT.clone().memory().ioctl(0x541b).family(Family { family: 1, addresses: &[] });
-    let mut policy = policy.try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let mut policy = rooted(policy, &root, ALL);
     let by_link = freestanding::files::STAT[1];
     for call in
         [Sysno::unlink, by_link, Sysno::mprotect, Sysno::socketpair, Sysno::ioctl, Sysno::prlimit64, Sysno::getppid]
@@ -688,7 +688,7 @@ fn refusals() {
     scratch.folder("in");
     let root = path("in");
     let policy = DIRECT.clone();
-    let policy = policy.try_root(Root { path: root.as_c(), rights: ALL, exact: false }).unwrap();
+    let policy = rooted(policy, &root, ALL);
     let mut sandbox = spawn(&program(&policy), guest, 0);
     check!(sandbox.wait(Some(PATIENCE)).guest == Status::Exited(0));
     let (mut log, total) = sandbox.refusals();

@@ -1,5 +1,6 @@
 //! Races with real threads: what was checked is changed meanwhile. Each is won when its defence is taken out.
 
+use super::files::rooted;
 use super::program::{DIRECT, program};
 use super::*;
 use ascetic::abi::{Mailbox, PAGE, STRIDE};
@@ -242,7 +243,7 @@ fn link_swapped(off: bool) {
     scratch.link("in/e", "../out/d");
     let root = path("in");
     let rights = Rights::READ.and(Rights::CREATE);
-    let policy = DIRECT.clone().threads(2).try_root(Root { path: root.as_c(), rights, exact: false }).unwrap();
+    let policy = rooted(DIRECT.clone().threads(2), &root, rights);
     NOT_BENEATH.store(off, Ordering::Relaxed);
     attack(&apart(&policy), guest, off);
 }
@@ -350,13 +351,9 @@ fn forged_done(off: bool) {
             refused != Err(Errno::EACCES) || closed != Ok(0)
         }))
     }
-    let scratch = Scratch::new();
-    scratch.folder("in");
-    scratch.file("in/file", b"inside");
-    scratch.file("outside", b"outside");
+    let _scratch = Scratch::with_file();
     let root = path("in");
-    let policy = DIRECT.clone().threads(2);
-    let policy = policy.try_root(Root { path: root.as_c(), rights: Rights::READ, exact: false }).unwrap();
+    let policy = rooted(DIRECT.clone().threads(2), &root, Rights::READ);
     BELIEVE_MAILBOX.store(off, Ordering::Relaxed);
     attack(&apart(&policy), guest, off);
 }
@@ -403,12 +400,9 @@ fn forged_doorbells(off: bool) {
         }
         i32::from(won) * WON
     }
-    let scratch = Scratch::new();
-    scratch.folder("in");
-    scratch.file("in/file", b"inside");
+    let _scratch = Scratch::with_file();
     let root = path("in");
-    let policy = DIRECT.clone().threads(2);
-    let policy = policy.try_root(Root { path: root.as_c(), rights: Rights::READ, exact: false }).unwrap();
+    let policy = rooted(DIRECT.clone().threads(2), &root, Rights::READ);
     BELIEVE_ALARM.store(off, Ordering::Relaxed);
     attack(&apart(&policy), guest, off);
 }
@@ -612,10 +606,9 @@ fn descriptor_reused(off: bool) {
     scratch.file("read/name", b"inside");
     scratch.file("outside", b"outside");
     let (read, write) = (path("read"), path("write"));
-    let policy = DIRECT.clone().threads(2);
-    let policy = policy.try_root(Root { path: read.as_c(), rights: Rights::READ, exact: false }).unwrap();
+    let policy = rooted(DIRECT.clone().threads(2), &read, Rights::READ);
     let all = Rights::READ.and(Rights::WRITE).and(Rights::CREATE);
-    let policy = policy.try_root(Root { path: write.as_c(), rights: all, exact: false }).unwrap();
+    let policy = rooted(policy, &write, all);
     UNLINK_BY_T.store(off, Ordering::Relaxed);
     attack(&apart(&policy), guest, off);
     check!(sys::open(path("read/name").as_c()).is_ok() != off);

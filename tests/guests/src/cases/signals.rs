@@ -1,10 +1,11 @@
 //! The guest's own signal handlers: through the explicit API, and by calls of its own. What must not be there stands beside
 //! what must.
 
-use super::program::{DIRECT, both, c, program};
+use super::program::{DIRECT, both, c, program, raw};
 use super::threads::{join, start};
 use super::*;
 use ascetic::arch::Frame;
+use ascetic::experiment::{DAWDLE, MISS_KICKS};
 use ascetic::fault::classify::Class;
 use ascetic::signal::{
     AltStack, Info, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_SIGINFO, SIGABRT, SIGBUS, SIGFPE, SIGILL,
@@ -34,6 +35,14 @@ pub const CASES: &[Case] = &[
     case("signals_storm", || both(|| ends(storm, 0))),
     case("signals_process", || both(|| ends(process, 0))),
     case("signals_interrupt", || both(|| ends(interrupt, 0))),
+    case("signals_interrupt_off_shows_it", || {
+        // A call that was asked for is no obstacle to its handler.
+        both(|| {
+            if raw() {
+                must_exit(&program(&POLICY), interrupt, 1, LOST as u8)
+            }
+        });
+    }),
     case("signals_restart", || both(|| ends(restart, 0))),
     case("signals_suspend", || both(|| ends(suspend, 0))),
     case("signals_wait", || both(|| ends(waits_for_signals, 0))),
@@ -645,29 +654,53 @@ extern "C" fn reads(_: usize) {
     RESULT.store(result.map_or_else(|errno| -errno.into_raw(), |n| n as i32), SeqCst);
 }
 
-/// A read that waits is interrupted, whenever the signal comes: 200 times, at any moment.
-extern "C" fn interrupt(_: usize) -> i32 {
+/// One signal is enough, whenever it comes: its handler runs, before a read that waits or instead of it.
+extern "C" fn interrupt(off: usize) -> i32 {
     make_pipe();
     check!(action(USR1, counts as *const () as usize, 0, &[]) == Ok(0));
+    MISS_KICKS.store(off != 0, SeqCst);
+    let mut interrupted = 0;
     for i in 0..200u32 {
+        // Most come just before the system call.
+        DAWDLE.store(if i % 4 == 0 { 0 } else { 4000 }, SeqCst);
         GO.store(0, SeqCst);
         RESULT.store(0, SeqCst);
         let other = start(0, reads, 0, &WORD).unwrap_or(0);
         wait_for(&GO, 1);
         (0..i * 7).for_each(|_| core::hint::spin_loop());
+        let before = CALLS.load(SeqCst);
         let sent = send(other, USR1);
         check!(sent == Ok(0), "{i}: {sent:?}, {}", RESULT.load(SeqCst));
-        // The handler may run before the read begins: then the next one interrupts it.
-        while WORD.load(SeqCst) != 0 {
-            let _ = send(other, USR1);
-            // SAFETY: no memory.
-            let _ = unsafe { c(Sysno::sched_yield, []) };
+        let mut patience = 2000;
+        while CALLS.load(SeqCst) == before {
+            let pause = [0, 1_000_000usize];
+            // SAFETY: a timespec.
+            let _ = unsafe { c(Sysno::nanosleep, [pause.as_ptr() as usize, 0]) };
+            patience -= 1;
+            if patience == 0 {
+                ascetic::untrusted::exit(LOST);
+            }
         }
-        check!(RESULT.load(SeqCst) == -4, "{i}: {}", RESULT.load(SeqCst));
+        // If the handler ran before the read began, that waits.
+        let (byte, [read, write]) = (0u8, [0, 1].map(|end: usize| PIPE[end].load(SeqCst) as usize));
+        let at = &raw const byte as usize;
+        // SAFETY: a byte.
+        check!(unsafe { c(Sysno::write, [write, at, 1]) } == Ok(1));
+        join(&WORD);
+        if RESULT.load(SeqCst) == -4 {
+            interrupted += 1;
+            // SAFETY: room for the byte that nobody took.
+            check!(unsafe { c(Sysno::read, [read, at, 1]) } == Ok(1));
+        } else {
+            check!(RESULT.load(SeqCst) == 1, "{i}: {}", RESULT.load(SeqCst));
+        }
     }
-    check!(CALLS.load(SeqCst) >= 200);
+    check!(CALLS.load(SeqCst) == 200 && interrupted > 50, "{interrupted}");
     0
 }
+
+/// The exit status of a guest that lost a signal.
+const LOST: i32 = 42;
 
 /// With `SA_RESTART` it goes on.
 extern "C" fn restart(_: usize) -> i32 {
