@@ -169,6 +169,8 @@ pub static MISS_KICKS: AtomicBool = AtomicBool::new(false);
 pub static OPEN_GATES: AtomicBool = AtomicBool::new(false);
 /// The broker never opens a gate.
 pub static HOLD_GATES: AtomicBool = AtomicBool::new(false);
+/// The end of a sandbox waits a tenth as long for a task that does not end.
+pub static HURRY: AtomicBool = AtomicBool::new(false);
 /// The end of a sandbox does not wait for tasks that have not announced themselves.
 pub static FORGET_UNBORN: AtomicBool = AtomicBool::new(false);
 
