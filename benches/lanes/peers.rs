@@ -457,7 +457,7 @@ pub enum Way {
 }
 
 /// A word there and a word back between two CPUs that both spin: what the hardware asks for a question and an answer. With
-/// a call, nothing that has a thread make it for another can be faster: no argument, no check, no seccomp, no sandbox.
+/// a call, that is the plainest way to have a thread make it for another: no argument, no check, no seccomp, no sandbox.
 pub fn words(log: &Log, on: Where, way: Way) -> Result<()> {
     #[repr(align(128))] // processors fetch lines in pairs
     struct Lines([[AtomicUsize; 8]; 4]);
