@@ -150,9 +150,12 @@ impl Sandbox<'_> {
         Ok(())
     }
 
-    /// The first pair of which something is known about the end of all: one whose U was killed by a signal, or the first.
+    /// The first pair whose U ended by a signal that was not sent here: that is the end of all.
     pub(crate) fn culprit(&self) -> Option<usize> {
-        let by_signal = |k: &usize| matches!(self.slot_ref(*k).u.status, Some(Status::Signaled { .. }));
+        let by_signal = |k: &usize| {
+            let slot = self.slot_ref(*k);
+            slot.phase != Phase::Ending && matches!(slot.u.status, Some(Status::Signaled { .. }))
+        };
         (0..self.pairs()).find(by_signal)
     }
 

@@ -36,7 +36,7 @@ pub enum BadRoot<'a> {
     NotPlain,
     /// `/` is no file.
     NotAFile,
-    /// There are [`ROOTS`] already.
+    /// There are [`ROOTS`](super::ROOTS) already.
     TooMany,
     /// Two roots, one inside the other or both the same, that no check could keep apart. What is below the outer one can be
     /// reached by its rights in many ways (`..`, links, descriptors of folders, new names), so the inner one must allow all
@@ -55,7 +55,7 @@ pub enum BadRoot<'a> {
 /// A family that a policy cannot have: the embedder's mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadFamily<'a> {
-    /// There are [`FAMILIES`] already.
+    /// There are [`FAMILIES`](super::FAMILIES) already.
     TooMany,
     /// The family is there already.
     Twice,

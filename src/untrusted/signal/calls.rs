@@ -42,7 +42,7 @@ pub(crate) const CALLS: &[Sysno] = &[
 ///
 /// # Safety
 ///
-/// As [`emulate::call`](super::emulate::call).
+/// As [`emulate::call`](crate::untrusted::emulate::call).
 pub(crate) unsafe fn call(state: *mut State, call: Sysno, args: [usize; 6], pc: usize, frame: *mut Frame) -> usize {
     let [a, b, c, d, ..] = args;
     // SAFETY: the caller's.

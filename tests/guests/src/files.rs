@@ -83,6 +83,7 @@ impl Scratch {
             let _ = call(Sysno::mkdir, [c"/tmp".as_ptr() as usize, 0o777]);
         }
         let scratch = Self(());
+        remove(path("").as_c(), 0); // a process that had this id may have been killed
         scratch.folder("");
         scratch
     }

@@ -68,6 +68,31 @@ pub fn has_children() -> bool {
     sys::wait(u32::MAX, false) != Err(Errno::ECHILD)
 }
 
+/// How many children this process has, of any kind. `each` gets the process id of each.
+pub fn children(mut each: impl FnMut(u32)) -> usize {
+    use core::fmt::Write as _;
+    let mut path = freestanding::Line::new();
+    let pid = sys::pids().0;
+    let _ = write!(path, "/proc/{pid}/task/{pid}/children\0");
+    let path = core::ffi::CStr::from_bytes_until_nul(path.as_str().as_bytes()).unwrap();
+    let mut text = [0u8; 4096];
+    let len = sys::open(path).and_then(|fd| {
+        let len = sys::read(fd, &mut text);
+        sys::close(fd);
+        len
+    });
+    let text = core::str::from_utf8(&text[..len.unwrap()]).unwrap();
+    text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(&mut each).count()
+}
+
+/// Ends whoever a defence that was taken out would have ended.
+pub fn end_children() {
+    while has_children() {
+        children(|pid| _ = sys::kill(pid, 9));
+        while sys::wait(u32::MAX, true).is_ok() {}
+    }
+}
+
 extern "C" fn never(_: usize) -> i32 {
     println!("guest code ran");
     1

@@ -142,7 +142,7 @@ pub fn emulated() -> bool {
 /// Long enough for anything, under emulation, too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-pub use misuse::has_children;
+pub use misuse::{end_children, has_children};
 
 /// Starts a guest; a failure to do so fails the case.
 pub fn spawn<'a>(config: &Config<'a>, guest: extern "C" fn(usize) -> i32, arg: usize) -> Sandbox<'a> {

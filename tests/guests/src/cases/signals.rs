@@ -39,7 +39,8 @@ pub const CASES: &[Case] = &[
         // A call that was asked for is no obstacle to its handler.
         both(|| {
             if raw() {
-                must_exit(&program(&POLICY), interrupt, 1, LOST as u8)
+                let loses = || run(&program(&POLICY), interrupt, 1).guest == Status::Exited(LOST as u8);
+                check!((0..50).any(|_| loses()), "none was lost");
             }
         });
     }),
