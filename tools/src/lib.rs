@@ -43,6 +43,7 @@
 #![deny(missing_docs)]
 
 mod address;
+pub mod dump;
 mod error;
 mod names;
 mod reader;

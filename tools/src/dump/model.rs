@@ -1,0 +1,284 @@
+//! What is known of a crash.
+
+use ascetic::fault::classify::Class;
+pub use ascetic::fault::record::Arch;
+
+/// Who says so. What the guest says may be forged; what it cannot say is the kernel's or the supervisor's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The kernel: a wait status, a core, `ptrace`, `/proc`.
+    Kernel,
+    /// The supervisor's own knowledge.
+    Supervisor,
+    /// The sandbox: a record.
+    Guest,
+}
+
+/// How the facts got out of the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The reporter in the sandbox wrote a record.
+    Record,
+    /// The kernel wrote a core.
+    Core,
+    /// A helper looked with `ptrace`.
+    Ptrace,
+}
+
+/// What a thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// An untrusted thread: guest code.
+    Guest,
+    /// A trusted thread. Its stack pointer is 0, and that is no mistake.
+    Trusted,
+}
+
+/// The registers of a thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// General registers, in the order of [`Arch::registers`]; 0 where nobody says.
+    pub general: Vec<u64>,
+    /// Extended state as the kernel writes it: FXSAVE, and behind it XSAVE's header and components if there are any. Without
+    /// what an i386 signal frame has before FXSAVE. Empty if nobody says.
+    pub extended: Vec<u8>,
+}
+
+impl Registers {
+    /// The register of this name.
+    pub fn get(&self, arch: Arch, name: &str) -> Option<u64> {
+        let i = arch.registers().iter().position(|register| *register == name)?;
+        self.general.get(i).copied()
+    }
+
+    /// The program counter.
+    pub fn pc(&self, arch: Arch) -> Option<u64> {
+        self.get(arch, if arch == Arch::X86_64 { "rip" } else { "eip" })
+    }
+
+    /// The stack pointer.
+    pub fn sp(&self, arch: Arch) -> Option<u64> {
+        self.get(arch, if arch == Arch::X86_64 { "rsp" } else { "esp" })
+    }
+
+    /// The frame pointer.
+    pub fn fp(&self, arch: Arch) -> Option<u64> {
+        self.get(arch, if arch == Arch::X86_64 { "rbp" } else { "ebp" })
+    }
+}
+
+/// A thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thread {
+    /// Its id, in the supervisor's process id namespace.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// Its registers, or why there are none.
+    pub registers: Result<Registers, String>,
+    /// Who says so.
+    pub origin: Origin,
+}
+
+/// What ended the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// The thread that it happened to.
+    pub thread: u32,
+    /// Signal number.
+    pub signal: i32,
+    /// `si_code`, where there is one.
+    pub code: Option<i32>,
+    /// `si_addr`; 0 where the signal has none.
+    pub address: u64,
+    /// The program counter.
+    pub pc: u64,
+    /// What kind of fault it was.
+    pub class: Class,
+    /// The system call that was denied: its number and arguments.
+    pub denied: Option<(u64, [u64; 6])>,
+    /// Who says so.
+    pub origin: Origin,
+}
+
+/// Memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Its address.
+    pub address: u64,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A line of `/proc/<pid>/maps` (`proc_pid_maps(5)`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapsEntry {
+    /// Its first address.
+    pub start: u64,
+    /// The address behind its last.
+    pub end: u64,
+    /// `rwxp` or `rwxs`, with `-` for what is not.
+    pub permissions: [u8; 4],
+    /// Where in the file it begins, in bytes.
+    pub offset: u64,
+    /// The file's device and inode.
+    pub file: (String, u64),
+    /// The path, or a name in brackets; empty if there is none.
+    pub name: String,
+}
+
+/// A mapped program or library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Where its first segment is.
+    pub base: u64,
+    /// Up to where its last segment reaches, from `base`, in bytes.
+    pub size: u64,
+    /// Its path, as the supervisor sees it.
+    pub path: String,
+    /// Its build id (`NT_GNU_BUILD_ID`); empty if it has none.
+    pub build_id: Vec<u8>,
+}
+
+/// A brokered call of the guest's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Its number.
+    pub nr: u32,
+    /// Its arguments.
+    pub args: [u64; 6],
+    /// Its result; `None` while it is under way.
+    pub result: Option<i64>,
+}
+
+/// A call that the policy refused, as the broker recorded it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its number.
+    pub nr: u32,
+    /// Its arguments.
+    pub args: [u64; 6],
+    /// Where it was made, as the guest says.
+    pub pc: u64,
+    /// The path that it was about; empty if there was none.
+    pub path: String,
+    /// What the guest was told.
+    pub errno: i32,
+    /// The rule that refused it.
+    pub rule: String,
+}
+
+/// Words with a name and a value, in order.
+pub type Words = Vec<(String, String)>;
+
+/// Everything that is known of a crash.
+#[derive(Clone, Debug)]
+pub struct Dump {
+    /// The architecture of the guest.
+    pub arch: Arch,
+    /// How the facts got out.
+    pub way: Way,
+    /// The process id by which the sandbox is known: that of its first untrusted thread.
+    pub process: u32,
+    /// When it was taken: seconds since 1970.
+    pub time: u64,
+    /// What ended the guest; `None` if nothing says so.
+    pub exception: Option<Exception>,
+    /// The threads; the one of the exception first.
+    pub threads: Vec<Thread>,
+    /// Memory, by address, without overlaps.
+    pub memory: Vec<Memory>,
+    /// Mapped programs and libraries.
+    pub modules: Vec<Module>,
+    /// What is mapped.
+    pub maps: Vec<MapsEntry>,
+    /// Return addresses as the reporter followed them, the program counter first; empty if there was none.
+    pub backtrace: Vec<u64>,
+    /// The auxiliary vector, as in `/proc/<pid>/auxv`.
+    pub auxv: Vec<u8>,
+    /// Arguments of the command line, each ended by a zero byte.
+    pub command_line: Vec<u8>,
+    /// The last brokered calls, oldest first.
+    pub calls: Vec<Call>,
+    /// The last refusals, oldest first.
+    pub refusals: Vec<Refusal>,
+    /// What guest and embedder noted, and who.
+    pub annotations: Vec<(Origin, String, String)>,
+    /// What the set-up found of itself: alternate stack, dumpable, limits, `core_pattern`, Yama.
+    pub self_check: Words,
+    /// The line of text of a record.
+    pub text: String,
+    /// What is missing, and why.
+    pub missing: Vec<String>,
+}
+
+impl Dump {
+    /// A dump in which nothing is known.
+    pub fn new(arch: Arch, way: Way) -> Self {
+        Self {
+            arch,
+            way,
+            process: 0,
+            time: 0,
+            exception: None,
+            threads: Vec::new(),
+            memory: Vec::new(),
+            modules: Vec::new(),
+            maps: Vec::new(),
+            backtrace: Vec::new(),
+            auxv: Vec::new(),
+            command_line: Vec::new(),
+            calls: Vec::new(),
+            refusals: Vec::new(),
+            annotations: Vec::new(),
+            self_check: Vec::new(),
+            text: String::new(),
+            missing: Vec::new(),
+        }
+    }
+
+    /// The bytes at an address, as far as they are in the dump and up to `len`.
+    pub fn read(&self, address: u64, len: usize) -> &[u8] {
+        let behind = self.memory.partition_point(|memory| memory.address <= address);
+        let Some(memory) = behind.checked_sub(1).and_then(|i| self.memory.get(i)) else { return &[] };
+        let from = usize::try_from(address - memory.address).unwrap_or(usize::MAX);
+        let rest = memory.bytes.get(from..).unwrap_or_default();
+        rest.get(..len).unwrap_or(rest)
+    }
+
+    /// Adds memory; what is there already stays as it is.
+    pub fn add_memory(&mut self, mut address: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let behind = self.memory.partition_point(|memory| memory.address <= address);
+            let known = self.read(address, bytes.len()).len();
+            if known > 0 {
+                (address, bytes) = (address.saturating_add(known as u64), &bytes[known..]);
+                continue;
+            }
+            let until = self.memory.get(behind).map_or(1 << 64, |next| u128::from(next.address)) - u128::from(address);
+            let len = bytes.len().min(usize::try_from(until).unwrap_or(usize::MAX));
+            let (new, rest) = bytes.split_at(len);
+            self.memory.insert(behind, Memory { address, bytes: new.to_vec() });
+            let Some(next) = address.checked_add(len as u64) else { break };
+            (address, bytes) = (next, rest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_does_not_overlap() {
+        let mut dump = Dump::new(Arch::X86_64, Way::Record);
+        dump.add_memory(0x1010, &[1; 16]);
+        dump.add_memory(0x1000, &[2; 64]);
+        dump.add_memory(u64::MAX, &[3; 2]);
+        let places: Vec<_> = dump.memory.iter().map(|m| (m.address, m.bytes.len())).collect();
+        assert_eq!(places, [(0x1000, 16), (0x1010, 16), (0x1020, 32), (u64::MAX, 1)]);
+        assert_eq!((dump.read(0x100f, 9), dump.read(0x1018, 99).len(), dump.read(0x1040, 1)), (&[2][..], 8, &[][..]));
+    }
+}
