@@ -39,7 +39,7 @@ pub(crate) const BIRTH: u64 = 2 << 32;
 const END_T: u64 = 3 << 32;
 const END_U: u64 = 4 << 32;
 
-/// Signals that a guest may ask for by its alarm: an abort takes two. After that nobody listens, so that a flood costs
+/// Signals that a guest may ask for by its alarm: an abort takes two, a report of many threads one. After that nobody listens, so that a flood costs
 /// only the guest.
 const ALARMS: u32 = 64;
 /// How often the broker looks in vain whether a T waits that seems to ask, giving up the CPU in between: it rings just
@@ -567,6 +567,9 @@ impl Sandbox<'_> {
         let sig = (request & 0xff) as i32;
         if signal::REPORTED.contains(&sig) {
             self.slot_ref(k).u.signal(sig);
+        } else if sig == signal::KICK {
+            // The reporter wants to tell of the other threads.
+            (0..self.pairs()).filter(|other| *other != k).for_each(|other| self.slot_ref(other).u.signal(sig));
         }
         // SAFETY: as above.
         unsafe { raised.write_volatile(request) };

@@ -42,6 +42,10 @@ pub(crate) struct FaultState {
     /// The signal that the runtime had sent to itself, where frames do not tell; 0 for none.
     pub(crate) expected: i32,
     frame: *mut Frame,
+    /// The frame of the handler that interrupted the guest, and none of the runtime's own.
+    outer: *mut Frame,
+    /// Whether this thread has stopped because another reports: then `outer` stays as it is.
+    stopped: AtomicBool,
     stack: (usize, usize),
     altstack: (usize, usize),
     vault: (usize, usize),
@@ -111,8 +115,14 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
         if matches!(sig, SIGSEGV | SIGBUS) && copies(frame) {
             return;
         }
+        if !(*state).fault.on_altstack((*frame).sp()) {
+            (*state).fault.outer = frame;
+        }
         let idle = (*state).fault.stage == IDLE;
         if sig == KICK {
+            if idle && REPORTER.load(Ordering::Acquire) {
+                stop(state);
+            }
             if idle {
                 guest::kicked(state, frame); // else the reporter has more to do
             }
@@ -134,11 +144,8 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
             IDLE if sig == SIGSEGV && matches!(code, SI_KERNEL | NO_CODE) && tsc::emulate(state, frame) => {}
             IDLE if guest::fault(state, sig, info, frame) => {}
             IDLE => {
-                if REPORTER.swap(true, Ordering::Relaxed) {
-                    // Another thread reports, and ends all: two reports in one would be none.
-                    loop {
-                        let _ = gate::read((*state).doorbell_u, &mut [0; 8]);
-                    }
+                if REPORTER.swap(true, Ordering::AcqRel) {
+                    stop(state); // two reports in one would be none
                 }
                 (*state).fault.stage = REPORTING;
                 (*state).fault.sig = sig;
@@ -162,6 +169,21 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
                 (*state).fault.sent = true;
                 hand_on(state, frame);
             }
+        }
+    }
+}
+
+/// Another thread reports, and ends all: stays here, with the guest's registers in the frame.
+///
+/// # Safety
+///
+/// As [`handler`].
+unsafe fn stop(state: *mut State) -> ! {
+    // SAFETY: the caller's.
+    unsafe {
+        (*state).fault.stopped.store(true, Ordering::Release);
+        loop {
+            let _ = gate::read((*state).doorbell_u, &mut [0; 8]);
         }
     }
 }

@@ -15,6 +15,10 @@ pub const BACKTRACE_MAX: usize = 64;
 pub const CODE_AROUND: usize = 64;
 /// Bytes of stack, at most.
 pub const STACK_MAX: usize = 64 * 1024;
+/// Bytes of another thread's stack, at most, …
+pub const THREAD_STACK_MAX: usize = 16 * 1024;
+/// … and of all others' together.
+pub const THREADS_STACK_MAX: usize = 96 * 1024;
 /// Bytes of a record's head: magic, version, architecture, word size.
 const HEAD: usize = 16;
 
@@ -41,6 +45,8 @@ pub enum Kind {
     ExtendedState = 8,
     /// Stack: [`MemoryBody`], then bytes.
     Stack = 9,
+    /// Another thread: [`ThreadBody`], then its general registers as in [`Registers`](Self::Registers), if it stopped.
+    Thread = 10,
     /// The record is complete: 8 bytes, the number of bytes before this section, the line of text included.
     End = 0xff,
 }
@@ -121,6 +127,20 @@ body! {
     MemoryBody {
         /// Address.
         addr: u64,
+    }
+}
+
+body! {
+    /// Another thread than the one that the record is about.
+    ThreadBody {
+        /// Its pair's number.
+        pair: u32,
+        /// The thread id that the guest is told.
+        tid: u32,
+        /// 1 if it stopped.
+        stopped: u32,
+        /// Padding.
+        pad: u32,
     }
 }
 
@@ -251,6 +271,15 @@ impl<'a> Record<'a> {
         self.arch.registers().iter().copied().zip(words(self.of_kind(Kind::Registers).next().unwrap_or_default()))
     }
 
+    /// The other threads, each with the values of its general registers in the order of [`Arch::registers`]; none if it did
+    /// not stop.
+    pub fn threads(&self) -> impl Iterator<Item = (ThreadBody, impl Iterator<Item = u64> + use<'a>)> + use<'a> {
+        self.of_kind(Kind::Thread).filter_map(|body| {
+            let thread = ThreadBody::from_bytes(body)?;
+            Some((thread, words(body.get(ThreadBody::LEN..).unwrap_or_default())))
+        })
+    }
+
     /// The program counter and the return addresses, innermost first.
     pub fn backtrace(&self) -> impl Iterator<Item = u64> + use<'a> {
         words(self.of_kind(Kind::Backtrace).next().unwrap_or_default()).take(BACKTRACE_MAX)
@@ -349,6 +378,7 @@ mod tests {
             record.calls().count();
             record.annotations().count();
             record.memory(Kind::Stack).count();
+            record.threads().map(|(_, registers)| registers.count()).count();
             record.class().describe();
         };
         (0..=whole.len()).for_each(|len| look(&whole[..len]));

@@ -3,12 +3,15 @@
 use crate::arch::{self, Frame};
 use crate::fault::classify::{Facts, classify};
 use crate::fault::record::{
-    BACKTRACE_MAX, CODE_AROUND, FaultBody, Kind, LayoutBody, MAGIC, MemoryBody, STACK_MAX, VERSION,
+    BACKTRACE_MAX, CODE_AROUND, FaultBody, Kind, LayoutBody, MAGIC, MemoryBody, STACK_MAX, THREAD_STACK_MAX,
+    THREADS_STACK_MAX, ThreadBody, VERSION,
 };
 use crate::fault::{CHUNK, NO_CODE, drain, extended_len, peek};
 use crate::signal;
 use crate::sys::Errno;
-use crate::untrusted::{CallRecord, RING, State, gate};
+use crate::untrusted::signal::others;
+use crate::untrusted::{self, CallRecord, RING, State, gate};
+use core::sync::atomic::Ordering;
 
 /// Attempts at a descriptor that says `EAGAIN`: some tens of milliseconds.
 const PATIENCE: u32 = 100_000;
@@ -154,6 +157,7 @@ pub(super) unsafe fn report(state: *mut State, sig: i32, code: i32, addr: usize,
             let top = (*state).fault.stack.1;
             memory(&mut out, state, Kind::Stack, top.wrapping_sub(LOST_STACK), LOST_STACK);
         }
+        threads(&mut out, state);
         let total = out.total;
         out.section(Kind::End, [&total.to_le_bytes(), &[]]);
     }
@@ -218,12 +222,54 @@ fn non_canonical(registers: &[u64]) -> bool {
     size_of::<usize>() == 8 && registers.iter().take(17).any(|value| !matches!(high(*value), 0 | -1))
 }
 
-unsafe fn registers(out: &mut Out, frame: *mut Frame) {
+/// Bytes of the general registers.
+const REGISTERS_LEN: usize = 8 * arch::REGISTERS.len();
+
+/// The general registers, as in a record.
+unsafe fn general(frame: *mut Frame) -> [u8; REGISTERS_LEN] {
     // SAFETY: as `report`.
     let values = unsafe { (*frame).registers() };
-    let mut bytes = [0u8; 8 * arch::REGISTERS.len()];
+    let mut bytes = [0u8; REGISTERS_LEN];
     bytes.chunks_exact_mut(8).zip(values).for_each(|(to, value)| put(to, 0, &value.to_le_bytes()));
+    bytes
+}
+
+unsafe fn registers(out: &mut Out, frame: *mut Frame) {
+    // SAFETY: as `report`.
+    let bytes = unsafe { general(frame) };
     out.section(Kind::Registers, [&bytes, &[]]);
+}
+
+/// Has the other threads stop, and tells where they are.
+unsafe fn threads(out: &mut Out, state: *mut State) {
+    // SAFETY: as `report`; the states of all pairs are mapped. What another thread says of itself is read when it has stopped,
+    // and otherwise can be any number.
+    unsafe {
+        let living = || others(state).filter(|other| (&raw const (**other).tid).read_volatile() != 0);
+        let count = living().count();
+        if count == 0 || !untrusted::ask_for_signal(state, signal::KICK) {
+            return;
+        }
+        let mut patience = PATIENCE;
+        let room = (THREADS_STACK_MAX / count).min(THREAD_STACK_MAX);
+        for other in living() {
+            let stopped = || (*&raw const (*other).fault.stopped).load(Ordering::Acquire);
+            while !stopped() && patience > 0 {
+                patience = patience.wrapping_sub(1);
+                let _ = gate::read((*state).probe_read, &mut [0; 1]); // empty: takes a moment, and no more
+            }
+            let stopped = stopped();
+            let (pair, tid) = ((&raw const (*other).pair).read_volatile(), (&raw const (*other).tid).read_volatile());
+            let body = ThreadBody { pair: pair as u32, tid, stopped: u32::from(stopped), pad: 0 }.to_bytes();
+            if !stopped {
+                out.section(Kind::Thread, [&body, &[]]);
+                continue;
+            }
+            let frame = (*other).fault.outer;
+            out.section(Kind::Thread, [&body, &general(frame)]);
+            memory(out, state, Kind::Stack, (*frame).sp().wrapping_sub(arch::RED_ZONE), room);
+        }
+    }
 }
 
 /// Return addresses along the chain of frame pointers, each read through the probe.

@@ -13,6 +13,7 @@ mod send;
 
 pub(super) use calls::{CALLS, call, pass};
 pub(crate) use deliver::{deliver, fault, kicked, sigreturn, trap};
+pub(crate) use send::others;
 
 use crate::arch;
 use crate::signal::{AltStack, Info, NSIG, SIGCHLD, SIGCONT, SIGKILL, SIGSTOP, SIGURG, SIGWINCH, SigAction, SigSet};

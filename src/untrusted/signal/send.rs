@@ -88,7 +88,7 @@ pub(super) unsafe fn send(
 /// # Safety
 ///
 /// `state` is this thread's.
-unsafe fn others(state: *mut State) -> impl Iterator<Item = *mut State> {
+pub(crate) unsafe fn others(state: *mut State) -> impl Iterator<Item = *mut State> {
     // SAFETY: the caller's; the states of all pairs are mapped.
     let (first, pairs) = unsafe {
         let first = from_state::first(state, (*state).pair);

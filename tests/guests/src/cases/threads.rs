@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     case("threads_outlive_their_creator", || both(|| ends(creator_exits, 0, 5))),
     case("threads_exit_group", || both(|| ends(group, 0, 44))),
     case("threads_fault_ends_all", || both(fault)),
+    case("threads_in_the_record", || both(recorded)),
     case("threads_block_apart", || both(|| ends(blocking, 0, 0))),
     case("threads_clone_flags", || both(|| ends(flags, 0, 0))),
     case("threads_registers", || dispatched(|| ends(registers, 0, 0))),
@@ -235,6 +236,58 @@ fn fault() {
     let config = program(&POLICY);
     must_crash(&config, guest, 0, ascetic::signal::SIGSEGV, |record| {
         check!(record.fault.unwrap().addr == 16);
+    });
+}
+
+/// One thread faults; of the others, one computes and two wait in a call. All are in the record.
+fn recorded() {
+    const MARK: usize = 0x1234_5678;
+    extern "C" fn computes(_: usize) {
+        GO.fetch_add(2, Ordering::SeqCst);
+        // SAFETY: changes nothing.
+        unsafe { core::arch::asm!("2: pause", "jmp 2b", in("edi") MARK) };
+    }
+    extern "C" fn waits(_: usize) {
+        static NEVER: AtomicU32 = AtomicU32::new(0);
+        GO.fetch_add(2, Ordering::SeqCst);
+        loop {
+            // SAFETY: the word is the guest's.
+            let _ = unsafe { c(Sysno::futex, [NEVER.as_ptr() as usize, 0, 0, 0]) };
+        }
+    }
+    extern "C" fn faults(_: usize) {
+        while GO.load(Ordering::SeqCst) != 6 {
+            core::hint::spin_loop();
+        }
+        // SAFETY: none: the fault is the point.
+        unsafe { core::ptr::without_provenance_mut::<u8>(16).write_volatile(0) };
+    }
+    extern "C" fn guest(_: usize) -> i32 {
+        static WORDS: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
+        for (i, f) in [computes, waits, faults].into_iter().enumerate() {
+            check!(start(i, f, 0, &WORDS[i]).is_ok());
+        }
+        waits(0);
+        1
+    }
+    must_crash(&program(&POLICY), guest, 0, ascetic::signal::SIGSEGV, |record| {
+        check!(record.complete && record.fault.unwrap().addr == 16);
+        let names = record.arch.registers();
+        let at = |name| names.iter().position(|n| *n == name).unwrap();
+        let (di, sp) = if names.len() > 20 { (at("rdi"), at("rsp")) } else { (at("edi"), at("esp")) };
+        let (mut pairs, mut marked, mut stacks) = (0, 0, 0);
+        for (thread, registers) in record.threads() {
+            check!(thread.stopped == 1 && thread.pair < 3 && thread.tid != 0, "{thread:?}");
+            pairs |= 1 << thread.pair;
+            let mut values = [0; 32];
+            check!(values.iter_mut().zip(registers).map(|(to, from)| *to = from).count() == names.len());
+            marked += u32::from(values[di] == MARK as u64);
+            let below = |(from, bytes): &(u64, &[u8])| {
+                from.wrapping_add(bytes.len() as u64) > values[sp] && *from <= values[sp]
+            };
+            stacks += usize::from(record.memory(ascetic::fault::record::Kind::Stack).any(|m| below(&m)));
+        }
+        check!((pairs, marked, stacks) == (0b111, 1, 3), "{pairs:b} {marked} {stacks}");
     });
 }
 
