@@ -92,6 +92,9 @@
 // The process uses tagged addresses (ARCH_ENABLE_TAGGED_ADDR).
 #define ASCETIC_E_TAGGED_ADDRESSES -36
 
+// A core is to have more bytes than the hard limit allows (RLIMIT_CORE).
+#define ASCETIC_E_CORE_LIMIT -37
+
 // Something else.
 #define ASCETIC_E_OTHER -99
 
@@ -262,6 +265,13 @@ typedef struct ascetic_config {
     ascetic_report report;
     // What `report` is given.
     void *user;
+    // Whether a call that the lock-down forbids, and that nobody catches, ends the guest by SIGSYS and with a record, not by
+    // SIGKILL without one (Linux 5.11).
+    int report_denied;
+    // Whether the kernel is to dump a guest that crashes: the process is made dumpable, and the limit is `core_limit`.
+    int core;
+    // Bytes of a core, at most.
+    size_t core_limit;
 } ascetic_config;
 
 // What a guest runs. What it returns is the exit status.

@@ -29,8 +29,12 @@ pub struct Common {
     pub cpus: Cpus,
     /// Whether calls that the guest makes by itself are caught, and the handlers are set to stay.
     pub dispatch: bool,
-    /// Soft and hard limit of the size of cores.
+    /// Whether those are caught that nothing but the lock-down's end awaits.
+    pub report_denied: bool,
+    /// Soft and hard limit of the size of cores, of U …
     pub core: [usize; 2],
+    /// … and of T.
+    pub core_t: [usize; 2],
 }
 
 /// What is different for a thread that the guest creates.
@@ -136,7 +140,7 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     page.actions = actions();
     page.start = start;
     page.born = [BORN_T, BORN_U, READY_U].map(|what| [k as u32, what]);
-    page.limits = [[0, common.core[1]], common.core];
+    page.limits = [common.core_t, common.core];
     if let Some(cpus) = cpus {
         page.cpus = cpus;
     }
@@ -221,7 +225,7 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     let go = at + offset_of!(Verdict, go);
     u.may(Sysno::futex, [go, sys::FUTEX_WAIT]);
     u.must(Sysno::futex, [go, sys::FUTEX_WAIT], (-sys::EAGAIN) as isize as usize); // it is 1
-    if common.dispatch {
+    if common.dispatch || common.report_denied {
         let (from, len) = arch::gates();
         let selector = layout.mailbox(k).addr() + offset_of!(Mailbox, selector);
         u.must(Sysno::prctl, [sys::PR_SET_SYSCALL_USER_DISPATCH, sys::PR_SYS_DISPATCH_ON, from, len, selector], 0);

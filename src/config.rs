@@ -32,6 +32,29 @@ pub enum Placement {
     Floating,
 }
 
+/// What the kernel dumps of a sandbox that crashes (`core(5)`). Where to, says the machine (`/proc/sys/kernel/core_pattern`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Core {
+    /// Bytes of a core, at most (`RLIMIT_CORE`); `usize::MAX` for no limit. The process is made dumpable
+    /// (`PR_SET_DUMPABLE`): then others of the same user may trace it.
+    pub limit: usize,
+    /// Which mappings it has (`/proc/<pid>/coredump_filter`); `None`: as the embedder's own.
+    pub filter: Option<u32>,
+    /// Whether T may have one, too.
+    pub trusted: bool,
+}
+
+/// Who is told that a sandbox is at its end, before its tasks are killed. While T lives, `/proc/<pid of T>` shows what is
+/// mapped, whatever became of the guest.
+#[derive(Clone, Copy)]
+pub struct Dying<'a>(pub &'a dyn Fn(&Sandbox<'_>));
+
+impl core::fmt::Debug for Dying<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Dying")
+    }
+}
+
 /// What a sandbox is to be.
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
@@ -57,6 +80,13 @@ pub struct Config<'a> {
     /// Whether calls that guest code makes itself, as an ordinary program does, are caught and brokered (syscall user
     /// dispatch, since Linux 5.11). Without it, guest code uses [`untrusted::call`](crate::untrusted::call).
     pub dispatch: bool,
+    /// Whether a call that the lock-down forbids, and that nobody catches, is reported: the guest then ends by SIGSYS, with a
+    /// record and a core, and not by SIGKILL, with neither (syscall user dispatch, since Linux 5.11).
+    pub report_denied: bool,
+    /// What of a crash the kernel dumps; `None`: as the embedder's own limits and attributes say, and T nothing.
+    pub core: Option<Core>,
+    /// Called in the supervising process when the sandbox is at its end, before its tasks are killed.
+    pub dying: Option<Dying<'a>>,
     /// For [`enter`](crate::sandbox::enter): called in the supervising process when the guest has ended, before that
     /// process ends, too.
     pub report: Option<fn(&Sandbox<'_>, &Outcome)>,
@@ -80,6 +110,9 @@ impl<'a> Config<'a> {
             placement: Placement::Auto,
             spin: None,
             dispatch: false,
+            report_denied: false,
+            core: None,
+            dying: None,
             report: None,
             deadline: None,
             #[cfg(feature = "experiments")]
@@ -98,8 +131,14 @@ pub(crate) fn check(config: &Config<'_>) -> Result<(), Error> {
     }
     // SAFETY: turns off what is not on.
     let dispatch = || unsafe { sys::prctl(sys::PR_SET_SYSCALL_USER_DISPATCH, 0) };
-    if config.dispatch && dispatch().is_err() {
+    if (config.dispatch || config.report_denied) && dispatch().is_err() {
         return Err(Error::NoDispatch);
+    }
+    if let Some(core) = config.core {
+        let [_, hard] = sys::limit(0, sys::RLIMIT_CORE, None).map_err(Error::of(Sysno::prlimit64))?;
+        if core.limit > hard {
+            return Err(Error::CoreLimit { limit: core.limit, hard });
+        }
     }
     if !crate::arch::plain_addresses() {
         return Err(Error::TaggedAddresses);

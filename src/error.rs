@@ -69,6 +69,13 @@ pub enum Error {
         /// Its number in the policy.
         number: usize,
     },
+    /// A core is to have more bytes than the process's hard limit allows (`RLIMIT_CORE`).
+    CoreLimit {
+        /// What is asked for, in bytes.
+        limit: usize,
+        /// The hard limit, in bytes.
+        hard: usize,
+    },
     /// The process has linear address masking on (`arch_prctl(ARCH_ENABLE_TAGGED_ADDR)`, x86_64): the kernel would take for an
     /// address of the vault what no check does.
     TaggedAddresses,
@@ -127,6 +134,7 @@ impl Error {
             | Self::Placement
             | Self::Root { .. }
             | Self::RootIsFolder { .. }
+            | Self::CoreLimit { .. }
             | Self::TaggedAddresses => Party::Embedder,
             Self::NoSeccomp
             | Self::NoOpenat2
@@ -170,8 +178,11 @@ impl fmt::Display for Error {
             ),
             Self::NoOpenat2 => f.write_str("this kernel has no openat2 (Linux 5.6), without which paths can be raced"),
             Self::NoDispatch => f.write_str(
-                "this kernel has no syscall user dispatch (Linux 5.11): leave Config::dispatch off and use untrusted::call",
+                "this kernel has no syscall user dispatch (Linux 5.11): leave Config::dispatch and Config::report_denied off and use untrusted::call",
             ),
+            Self::CoreLimit { limit, hard } => {
+                write!(f, "a core of {limit} bytes is asked for, and the hard limit (RLIMIT_CORE) is {hard}")
+            }
             Self::Supervisor { call, errno } => write!(f, "{}: {errno}", call.name()),
             Self::Setup { stage, errno } => write!(f, "set-up, {}: {errno}", stage.describe()),
             Self::Birth { task, call, errno } => write!(f, "birth of the {task}, {}: {errno}", call.name()),
@@ -277,10 +288,11 @@ pub enum SetupStage {
     Seal,
     CloneTrusted,
     CloneUntrusted,
+    Core,
 }
 
 impl SetupStage {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Parent,
         Self::Handlers,
         Self::Proc,
@@ -291,6 +303,7 @@ impl SetupStage {
         Self::Seal,
         Self::CloneTrusted,
         Self::CloneUntrusted,
+        Self::Core,
     ];
 
     /// In words.
@@ -306,6 +319,7 @@ impl SetupStage {
             Self::Seal => "mseal of the vault",
             Self::CloneTrusted => "clone of the trusted thread",
             Self::CloneUntrusted => "clone of the untrusted thread",
+            Self::Core => "arranging for a core (PR_SET_DUMPABLE, /proc/self/coredump_filter)",
         }
     }
 }

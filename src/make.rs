@@ -249,6 +249,9 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
     let fd_lo = highest.checked_add(1).filter(|lo| lo.checked_add(most).is_some());
     let fd_lo = fd_lo.ok_or(Error::ClosedDescriptor { fd: highest })?;
 
+    let core = config.core;
+    let [soft, hard] = sys::limit(0, sys::RLIMIT_CORE, None).map_err(Error::of(Sysno::prlimit64))?;
+
     let _plain = PlainAccess::begin().map_err(Error::of(Sysno::personality))?;
     let layout = Layout::reserve(pairs, config.stack)?;
     let forked = (|| {
@@ -262,7 +265,9 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
             lockdown: config.lockdown,
             cpus,
             dispatch: config.dispatch,
-            core: sys::limit(0, sys::RLIMIT_CORE, None).map_err(Error::of(Sysno::prlimit64))?,
+            report_denied: config.report_denied,
+            core: [core.map_or(soft, |core| core.limit), hard],
+            core_t: [core.filter(|core| core.trusted).map_or(0, |core| core.limit), hard],
         };
         // SAFETY: the views were just mapped, at their full size, and the reservation with its state is new.
         unsafe {
@@ -290,6 +295,7 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
             own,
             keep: config.keep,
             share: config.share,
+            core,
             supervisor,
             pid: if matches!(start, Start::Resume { .. }) { supervisor } else { 0 },
             clone_flags: clone::PAIR.bits(),
@@ -345,6 +351,7 @@ unsafe fn fill_state(layout: &Layout, own: &OwnFds, spin: u32, start: Start<'_>,
         state.answer = own.answer;
         state.spin = spin;
         state.dispatch = config.dispatch;
+        state.selector = config.dispatch || config.report_denied;
         state.threads = layout.pairs() > 1;
         state.pairs = layout.pairs() as u32;
         state.uid = sys::getuid();

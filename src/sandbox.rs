@@ -5,7 +5,7 @@
 //! process that called it becomes the supervisor and ends as the guest ends. T and U are therefore never tasks that
 //! lived before entry, and what supervises them is never in reach of their memory.
 
-pub use crate::config::{Config, DEFAULT_SPIN, DEFAULT_STACK, Placement, RECORD_MAX};
+pub use crate::config::{Config, Core, DEFAULT_SPIN, DEFAULT_STACK, Dying, Placement, RECORD_MAX};
 
 use crate::abi::{Mailbox, PAIRS};
 use crate::arch::{self, Context};
@@ -83,6 +83,7 @@ pub struct Sandbox<'a> {
     /// Both ends of the pipe: with no reader left, writing would raise SIGPIPE here.
     pub(crate) answer: (Fd, Option<Fd>),
     crash: Option<Fd>,
+    dying: Option<Dying<'a>>,
     /// Process ids of the first pair.
     pids: (u32, u32),
     /// The process whose children its tasks are. A forked copy of this value, in another, has no books.
@@ -131,7 +132,7 @@ impl Drop for Live {
 /// Says what was wrong and who is at fault; nothing is left running.
 pub fn spawn<'a>(config: &Config<'a>, entry: extern "C" fn(usize) -> i32, arg: usize) -> Result<Sandbox<'a>, Error> {
     let (made, pid) = make::create(config, Start::Call { entry, arg })?;
-    await_birth(config.policy, made, pid)
+    await_birth(config, made, pid)
 }
 
 /// Makes the caller the guest: returns in the sandbox, in a copy of the calling process, where the caller was.
@@ -173,7 +174,7 @@ unsafe extern "C" fn enter_captured(data: *mut core::ffi::c_void) -> isize {
     // SAFETY: `enter` passes its own `Enter`, which nobody else uses meanwhile.
     let call = unsafe { &mut *data.cast::<Enter<'_>>() };
     let made = make::create(call.config, Start::Resume { context: &call.context });
-    match made.and_then(|(made, pid)| await_birth(call.config.policy, made, pid)) {
+    match made.and_then(|(made, pid)| await_birth(call.config, made, pid)) {
         Ok(sandbox) => supervise(sandbox, call.config),
         Err(error) => {
             call.result = Err(error);
@@ -211,7 +212,7 @@ fn supervise(mut sandbox: Sandbox<'_>, config: &Config<'_>) -> ! {
 static NO_CORE: [usize; 2] = [0; 2];
 
 /// Follows set-up and births until guest code runs.
-fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, set_up: u32) -> Result<Sandbox<'a>, Error> {
+fn await_birth<'a>(config: &Config<'a>, made: Made, set_up: u32) -> Result<Sandbox<'a>, Error> {
     // It runs none of the guest's code, and nothing of the guest's choosing keeps it.
     let status = sys::wait(set_up, true).ok().flatten().map_or(Status::Exited(255), Status::from_raw);
     // SAFETY: the view is mapped; no guest code runs yet, so what the set-up task wrote is its own.
@@ -221,7 +222,8 @@ fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, set_up: u32) -> Result<Sa
     drop(theirs); // the socket ends when the sandbox has let go of it
     // From here on, dropping the sandbox ends and reaps T and U.
     let mut sandbox = Sandbox {
-        policy,
+        policy: config.policy,
+        dying: None, // nothing that ends before guest code runs is worth telling
         books,
         vault,
         mailboxes,
@@ -277,10 +279,28 @@ fn await_birth<'a>(policy: &'a Policy<'a>, made: Made, set_up: u32) -> Result<Sa
     sandbox.scale();
     sandbox.limit()?;
     sandbox.answer().map_err(Error::of(Sysno::write))?; // guest code may run
+    sandbox.dying = config.dying;
     Ok(sandbox)
 }
 
 impl Sandbox<'_> {
+    /// Process ids of T and of U of every pair that was not buried; 0 for one that there is not.
+    pub fn tasks(&self) -> impl Iterator<Item = (u32, u32)> {
+        let slots = (0..self.pairs()).map(|k| self.slot_ref(k));
+        let id = |task: &Task| if task.remains() { task.pid } else { 0 };
+        slots.map(move |slot| (id(&slot.t), id(&slot.u))).filter(|ids| *ids != (0, 0))
+    }
+
+    /// The task that a signal ended first, as far as is known, and the signal.
+    pub fn crashed(&self) -> Option<(u32, i32)> {
+        let tasks = (0..self.pairs()).map(|k| self.slot_ref(k)).flat_map(|slot| [&slot.u, &slot.t]);
+        let ended = |task: &Task| match task.status {
+            Some(Status::Signaled { signal, .. }) if task.remains() => Some((task.pid, signal)),
+            _ => None,
+        };
+        tasks.filter_map(ended).next()
+    }
+
     /// Process ids of T and of U of the first pair.
     pub fn pids(&self) -> (u32, u32) {
         self.pids
@@ -434,6 +454,9 @@ impl Sandbox<'_> {
 
     fn end(&mut self, cause: Cause) -> Outcome {
         let first = self.group.or(self.culprit()).unwrap_or(0);
+        if let Some(Dying(tell)) = self.dying.take() {
+            tell(self);
+        }
         self.over = true;
         (0..self.pairs()).for_each(|k| self.kill_pair(k));
         let patience = PATIENCE;

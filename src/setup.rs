@@ -7,6 +7,7 @@ use crate::abi::{Mailbox, NAME_MAX, PAGE};
 use crate::arch;
 use crate::audit::{self, Refusal};
 use crate::birth;
+use crate::config::Core;
 use crate::error::SetupStage;
 use crate::pair::Layout;
 use crate::policy::ROOTS;
@@ -88,6 +89,8 @@ pub struct Plan<'a> {
     pub keep: &'a [i32],
     /// The shared memory that the guest keeps: address and length.
     pub share: &'a [(usize, usize)],
+    /// What the kernel is to dump.
+    pub core: Option<Core>,
     /// Process id of the supervisor.
     pub supervisor: u32,
     /// The process id that the guest is told; 0 for U's own.
@@ -191,6 +194,9 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
         unsafe { (*mailbox).setup.fd = *fd };
         return Err((SetupStage::Keep, Errno::EBADF));
     }
+    if let Some(core) = plan.core {
+        dumpable(core).map_err(at(SetupStage::Core))?;
+    }
     arrange(plan).map_err(at(SetupStage::Descriptors))?;
     if sealed {
         match plan.layout.seal() {
@@ -247,6 +253,21 @@ fn report(mailbox: *mut Mailbox, refusal: Refusal) -> (SetupStage, Errno) {
             (SetupStage::Audit, Errno::new(0))
         }
     }
+}
+
+/// Has the kernel write a core of this memory when it crashes, with the mappings that are asked for.
+fn dumpable(core: Core) -> Result<(), Errno> {
+    // SAFETY: changes who may look at this process, which is what was asked for.
+    unsafe { sys::prctl(sys::PR_SET_DUMPABLE, 1) }?;
+    let Some(filter) = core.filter else { return Ok(()) };
+    let mut text = *b"0x00000000";
+    for (i, digit) in text.iter_mut().skip(2).enumerate() {
+        *digit = b"0123456789abcdef"[(filter >> (28 - 4 * i) & 15) as usize];
+    }
+    let fd = sys::open_to_write(c"/proc/self/coredump_filter")?;
+    let written = sys::write(fd, &text);
+    sys::close(fd);
+    written.map(drop)
 }
 
 /// Gives the sandbox's own descriptors their numbers, closes all that nobody keeps, and makes the doorbells.

@@ -63,6 +63,8 @@ const WALL: usize = 0x4000_0000;
 const CLOCK_MONOTONIC: usize = 1;
 /// `PR_SET_PDEATHSIG`
 pub const PR_SET_PDEATHSIG: usize = 1;
+/// `PR_SET_DUMPABLE`
+pub const PR_SET_DUMPABLE: usize = 4;
 /// `PR_GET_SECCOMP`
 pub const PR_GET_SECCOMP: usize = 21;
 /// `PR_SET_SECCOMP`
@@ -568,6 +570,13 @@ pub fn offset(fd: i32) -> Result<usize> {
 pub fn open(path: &CStr) -> Result<i32> {
     // SAFETY: `path` ends in NUL.
     unsafe { sys!(openat, AT_FDCWD, path.as_ptr() as usize, O_CLOEXEC, 0) }.map(|fd| fd as i32)
+}
+
+/// Opens a file to write to it.
+pub fn open_to_write(path: &CStr) -> Result<i32> {
+    const O_WRONLY: usize = 1;
+    // SAFETY: `path` ends in NUL.
+    unsafe { sys!(openat, AT_FDCWD, path.as_ptr() as usize, O_WRONLY | O_CLOEXEC, 0) }.map(|fd| fd as i32)
 }
 
 /// Reads the target of the link `name` in the folder `dir`.

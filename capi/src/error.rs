@@ -58,6 +58,8 @@ pub const ASCETIC_E_BIRTH: i32 = -34;
 pub const ASCETIC_E_DIED: i32 = -35;
 /// The process uses tagged addresses (ARCH_ENABLE_TAGGED_ADDR).
 pub const ASCETIC_E_TAGGED_ADDRESSES: i32 = -36;
+/// A core is to have more bytes than the hard limit allows (RLIMIT_CORE).
+pub const ASCETIC_E_CORE_LIMIT: i32 = -37;
 /// Something else.
 pub const ASCETIC_E_OTHER: i32 = -99;
 
@@ -171,6 +173,7 @@ impl Failure {
                 E::AlreadyStrict => ASCETIC_E_ALREADY_STRICT,
                 E::Placement => ASCETIC_E_PLACEMENT,
                 E::Root { .. } | E::RootIsFolder { .. } => ASCETIC_E_ROOT,
+                E::CoreLimit { .. } => ASCETIC_E_CORE_LIMIT,
                 E::TaggedAddresses => ASCETIC_E_TAGGED_ADDRESSES,
                 E::NoOpenat2 => ASCETIC_E_NO_OPENAT2,
                 E::NoDispatch => ASCETIC_E_NO_DISPATCH,
@@ -275,6 +278,7 @@ fn describe(code: i32) -> &'static CStr {
         ASCETIC_E_BIRTH => c"the birth of a thread failed",
         ASCETIC_E_DIED => c"a task of the new sandbox ended before guest code ran",
         ASCETIC_E_TAGGED_ADDRESSES => c"the process uses tagged addresses",
+        ASCETIC_E_CORE_LIMIT => c"the hard limit of cores is less than what is asked for",
         _ => c"an error that this version does not know",
     }
 }

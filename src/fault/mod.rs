@@ -138,7 +138,11 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
                 return;
             }
         }
-        let (code, addr) = if info.is_null() { (NO_CODE, (*frame).cr2()) } else { ((*info).code, (*info).addr) };
+        let (code, addr) = if info.is_null() {
+            (NO_CODE, arch::fault_info(sig, &*frame).words[0] as usize) // as the kernel has it, which does not say so here
+        } else {
+            ((*info).code, (*info).addr)
+        };
         match (*state).fault.stage {
             // What somebody sent can have the exception number of an earlier fault.
             IDLE if sig == SIGSEGV && matches!(code, SI_KERNEL | NO_CODE) && tsc::emulate(state, frame) => {}

@@ -378,7 +378,7 @@ mod tests {
             record.calls().count();
             record.annotations().count();
             record.memory(Kind::Stack).count();
-            record.threads().map(|(_, registers)| registers.count()).count();
+            record.threads().for_each(|(_, registers)| _ = registers.count());
             record.class().describe();
         };
         (0..=whole.len()).for_each(|len| look(&whole[..len]));

@@ -251,9 +251,9 @@ unsafe fn threads(out: &mut Out, state: *mut State) {
             return;
         }
         let mut patience = PATIENCE;
-        let room = (THREADS_STACK_MAX / count).min(THREAD_STACK_MAX);
+        let room = THREADS_STACK_MAX.wrapping_div(count).min(THREAD_STACK_MAX);
         for other in living() {
-            let stopped = || (*&raw const (*other).fault.stopped).load(Ordering::Acquire);
+            let stopped = || (*other).fault.stopped.load(Ordering::Acquire);
             while !stopped() && patience > 0 {
                 patience = patience.wrapping_sub(1);
                 let _ = gate::read((*state).probe_read, &mut [0; 1]); // empty: takes a moment, and no more

@@ -69,6 +69,8 @@ pub struct State {
     pub(crate) pairs: u32,
     /// Whether calls that the guest makes itself are caught.
     pub(crate) dispatch: bool,
+    /// Whether the kernel catches them: also those that are only to be reported.
+    pub(crate) selector: bool,
     /// Whether there can be other threads.
     pub(crate) threads: bool,
     /// Where the guest wants 0 when this thread ends (`set_tid_address`); 0 for nowhere.
@@ -119,7 +121,7 @@ pub(crate) extern "C" fn start(state: *mut State) -> ! {
 pub(crate) fn begin() {
     let state = state();
     // SAFETY: a guest's state is mapped; the kernel reads the selector at every call.
-    unsafe { (&raw mut (*(*state).mailbox).selector).write_volatile(u8::from((*state).dispatch)) };
+    unsafe { (&raw mut (*(*state).mailbox).selector).write_volatile(u8::from((*state).selector)) };
 }
 
 /// Makes a system call: through T, unless strict mode allows it, or it concerns nothing but this thread.

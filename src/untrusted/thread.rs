@@ -186,7 +186,8 @@ unsafe fn init(state: *mut State, pair: usize, verdict: *const Verdict) {
         (state.spin, state.look_away_most) = ((*first).spin, (*first).look_away_most);
         state.look_away = state.look_away_most;
         (state.pid, state.tid, state.uid) = ((*first).pid, (*verdict).tid, (*first).uid);
-        (state.dispatch, state.threads) = ((*first).dispatch, (*first).threads);
+        (state.dispatch, state.selector) = ((*first).dispatch, (*first).selector);
+        state.threads = (*first).threads;
         state.fault.again(&(*first).fault, (*verdict).altstack);
     }
 }

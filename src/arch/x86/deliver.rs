@@ -3,7 +3,7 @@
 
 use super::{EAX, ECX, EDX, ESP, Frame};
 use crate::arch::{self, Entry};
-use crate::signal::{AltStack, Info, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigSet};
+use crate::signal::{AltStack, Info, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, SigSet};
 use memoffset::offset_of;
 
 /// `struct sigcontext_32`: what both frames have; the beginning of [`Frame`].
@@ -144,6 +144,7 @@ pub(crate) fn fault_info(sig: i32, frame: &Frame) -> Info {
         (SIGFPE, 0) => (1, pc),                                             // FPE_INTDIV
         (SIGFPE, _) => (14, pc),                                            // FPE_FLTUNK
         (SIGILL, _) => (2, pc),                                             // ILL_ILLOPN
+        (SIGSYS, _) => (2, pc),                                             // SYS_USER_DISPATCH
         (SIGTRAP, 1) => (2, pc),                                            // TRAP_TRACE
         _ => (SI_KERNEL, 0),
     };

@@ -18,6 +18,8 @@ fn main(args: Args) {
     }
     match args.get(1) {
         "cases" => CASES.iter().for_each(|case| println!("{} {}", case.name, case.end)),
+        // The kernel runs it so, in QEMU.
+        "save-core" => cases::save_core(),
         how @ ("run" | "long") => match CASES.iter().find(|case| case.name == args.get(2)) {
             Some(case) => {
                 if how == "long" {

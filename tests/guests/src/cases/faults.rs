@@ -59,7 +59,7 @@ pub const CASES: &[Case] = &[
     case("fault_latency", latency),
 ];
 
-type Guest = extern "C" fn(usize) -> i32;
+pub type Guest = extern "C" fn(usize) -> i32;
 
 fn is(guest: Guest, signal: i32, class: Class) {
     must_crash(&config(), guest, 0, signal, |record| {
@@ -93,6 +93,38 @@ fn hypervisor() -> [u8; 12] {
     }
     name
 }
+
+/// A fault that a guest can raise.
+pub struct Fault {
+    /// What it is called.
+    pub name: &'static str,
+    /// Raises it. Its argument is [`short_file`]'s address.
+    pub guest: Guest,
+    /// The signal that it is.
+    pub signal: i32,
+}
+
+const fn fault(name: &'static str, guest: Guest, signal: i32) -> Fault {
+    Fault { name, guest, signal }
+}
+
+/// One of each kind.
+pub const FAULTS: &[Fault] = &[
+    fault("read", read_unmapped, 11),
+    fault("write", write_read_only, 11),
+    fault("null", null_write, 11),
+    fault("exec", jump_unmapped, 11),
+    fault("privileged", privileged, 11),
+    fault("bus", beyond, 7),
+    fault("divide", divides, 8),
+    fault("floating", floating, 8),
+    fault("ill", ud2, 4),
+    fault("trap", int3, 5),
+    fault("abort", abort, 6),
+    fault("denied", calls, 31),
+    fault("overflow", overflow, 11),
+    fault("wild stack", wild_stack, 11),
+];
 
 extern "C" fn null_read(_: usize) -> i32 {
     // SAFETY: none: the fault is the point, here and below.
@@ -205,14 +237,28 @@ extern "C" fn misaligned(_: usize) -> i32 {
     0
 }
 
-fn beyond_file() {
-    extern "C" fn guest(at: usize) -> i32 {
-        // SAFETY: see above.
-        unsafe { i32::from((at as *const u8).read_volatile()) }
-    }
+/// Maps two pages of a file that has one: address and length.
+pub fn short_file() -> (usize, usize) {
     let fd = sys::memfd(c"short", 4096, false).unwrap();
-    let at = sys::map_shared(8192, sys::PROT_READ, fd).unwrap();
-    must_crash(&Config { share: &[(at, 8192)], ..config() }, guest, at + 4096, 7, |record| {
+    (sys::map_shared(8192, sys::PROT_READ, fd).unwrap(), 8192)
+}
+
+/// Reads the second page of [`short_file`]'s two.
+extern "C" fn beyond(at: usize) -> i32 {
+    // SAFETY: see above.
+    unsafe { i32::from(((at + 4096) as *const u8).read_volatile()) }
+}
+
+/// A call of the guest's own, which strict mode does not allow.
+pub extern "C" fn calls(_: usize) -> i32 {
+    // SAFETY: at most an error.
+    let _ = unsafe { freestanding::call(Sysno::dup3, [11, 12, 13]) };
+    3
+}
+
+fn beyond_file() {
+    let (at, len) = short_file();
+    must_crash(&Config { share: &[(at, len)], ..config() }, beyond, at, 7, |record| {
         check!(record.class() == Class::BeyondFile, "{:?}", record.class());
         check!(record.fault.unwrap().addr == at as u64 + 4096);
     });
@@ -222,6 +268,10 @@ extern "C" fn divide(zero: usize) -> i32 {
     // SAFETY: see above.
     unsafe { asm!("xor edx, edx", "div {0:e}", in(reg) zero, inout("eax") 1 => _, out("edx") _) };
     0
+}
+
+extern "C" fn divides(_: usize) -> i32 {
+    divide(black_box(0))
 }
 
 extern "C" fn floating(_: usize) -> i32 {

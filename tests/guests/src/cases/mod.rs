@@ -3,6 +3,7 @@
 mod births;
 mod calls;
 mod debug;
+mod dumps;
 mod enter;
 mod faults;
 mod files;
@@ -76,6 +77,7 @@ pub static CASES: Cases = Cases(&[
     births::CASES,
     calls::CASES,
     debug::CASES,
+    dumps::CASES,
     enter::CASES,
     faults::CASES,
     files::CASES,
@@ -142,6 +144,7 @@ pub fn emulated() -> bool {
 /// Long enough for anything, under emulation, too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+pub use dumps::save as save_core;
 pub use misuse::{end_children, has_children};
 
 /// Starts a guest; a failure to do so fails the case.

@@ -1,0 +1,426 @@
+//! What is known of a crash besides the record: the kernel's core, which must say the same, and calls that nobody allowed.
+
+use super::faults::{FAULTS, Fault, calls, short_file};
+use super::*;
+use ascetic::error::Error;
+use ascetic::fault::record::Kind;
+use ascetic::sandbox::{Core, Dying};
+use ascetic::signal::{SIGKILL, SIGSYS, SigInfo};
+use ascetic::sys::{self, Errno};
+use core::ffi::CStr;
+use core::mem::offset_of;
+use core::sync::atomic::AtomicU32;
+use freestanding::call;
+use freestanding::files::{Path, Scratch, path};
+
+pub const CASES: &[Case] = &[
+    case("dump_denied_call", denied),
+    case("dump_denied_call_without_dispatch_kernel", denied_off),
+    case("dump_core_limits", limits),
+    case("dump_core_beyond_the_hard_limit", beyond),
+    case("dump_core_agrees", || agree(Pattern::File, "")),
+    case("dump_core_of_trusted_only_if_asked", trusted),
+    case("dump_core_in_chroot", in_chroot),
+    case("dump_core_to_pipe", || agree(Pattern::Pipe, "")),
+    case("dump_core_of_another_uid", other_uid),
+    case("dump_core_of_no_dumpable_process", not_dumpable),
+];
+
+const POLICY: Policy = Policy::new().direct(Sysno::getppid);
+
+fn config() -> Config<'static> {
+    Config {
+        keep: &[1, 2],
+        core: Some(Core { limit: usize::MAX, filter: None, trusted: false }),
+        ..Config::new(&POLICY)
+    }
+}
+
+/// Skips where the policy of the machine or of its administrator keeps a process from having cores.
+fn possible() {
+    if sys::limit(0, sys::RLIMIT_CORE, None).is_ok_and(|[_, hard]| hard < usize::MAX) {
+        skip("the hard limit of cores is finite");
+    }
+}
+
+fn denied() {
+    let config = Config { report_denied: true, ..config() };
+    if sys_dispatch().is_err() {
+        match sandbox::spawn(&config, calls, 0) {
+            Err(Error::NoDispatch) => skip("no syscall user dispatch on this kernel"),
+            other => check!(false, "{:?}", other.map(|_| ())),
+        }
+    }
+    let quiet = Config { core: None, ..config };
+    must_crash(&quiet, calls, 0, SIGSYS, |record| {
+        let fault = record.fault.unwrap();
+        check!(
+            record.complete && record.class() == ascetic::fault::classify::Class::DeniedCall,
+            "{:?}",
+            record.class()
+        );
+        check!(fault.nr == Sysno::dup3 as u64 && fault.args[..3] == [11, 12, 13], "{fault:?}");
+        check!(record.backtrace().next() == Some(fault.pc));
+        // On i386 the sixth argument is in the frame pointer.
+        check!(cfg!(target_arch = "x86") || record.backtrace().nth(1).is_some());
+        // The program counter is behind the call's instruction.
+        let code = record.memory(Kind::Code).next().unwrap();
+        let at = (fault.pc - code.0) as usize;
+        check!(matches!(code.1[at - 2..at], [0x0f, 0x05] | [0xcd, 0x80] | [0x0f, 0x34]), "{:?}", code.1);
+    });
+}
+
+/// Without it, the kernel says SIGKILL, and nobody says why.
+fn denied_off() {
+    let mut sandbox = spawn(&Config::new(&POLICY), calls, 0);
+    check!(sandbox.wait(Some(PATIENCE)).guest.is_signal(SIGKILL));
+    check!(sandbox.record(&mut [0; 64]).is_empty());
+}
+
+fn sys_dispatch() -> sys::Result<()> {
+    // SAFETY: turns off what is not on.
+    unsafe { sys::prctl(sys::PR_SET_SYSCALL_USER_DISPATCH, 0) }.map(drop)
+}
+
+extern "C" fn ends(_: usize) -> i32 {
+    7
+}
+
+/// What is asked for is in force: seen at the end, when the guest is gone and T still is there.
+fn limits() {
+    possible();
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    let look = |sandbox: &Sandbox<'_>| {
+        let (t, u) = sandbox.pids();
+        check!(sys::limit(t, sys::RLIMIT_CORE, None).is_ok_and(|[soft, _]| soft == 0));
+        check!(sandbox.tasks().any(|ids| ids.0 == t), "{u}");
+        let mut text = [0u8; 16];
+        let name = proc(t, b"coredump_filter");
+        let fd = sys::open(CStr::from_bytes_until_nul(&name).unwrap()).unwrap();
+        let n = sys::read(fd, &mut text).unwrap();
+        sys::close(fd);
+        check!(text[..n] == *b"00000033\n" || text[..n] == *b"00000031\n", "{:?}", &text[..n]);
+        SEEN.fetch_add(1, Ordering::Relaxed);
+    };
+    let core = Core { limit: 1 << 20, filter: Some(0x31), trusted: false };
+    let config = Config { core: Some(core), dying: Some(Dying(&look)), ..config() };
+    let mut sandbox = spawn(&config, ends, 0);
+    check!(sandbox.wait(Some(PATIENCE)).guest == Status::Exited(7) && SEEN.load(Ordering::Relaxed) == 1);
+}
+
+/// `/proc/<pid>/<name>`, ending in NUL.
+fn proc(pid: u32, name: &[u8]) -> [u8; 64] {
+    let mut path = [0u8; 64];
+    let mut digits = [0u8; 10];
+    let (mut rest, mut n) = (pid, 0);
+    while rest > 0 {
+        digits[n] = b'0' + (rest % 10) as u8;
+        (rest, n) = (rest / 10, n + 1);
+    }
+    let digits = digits[..n].iter().rev();
+    let bytes = b"/proc/".iter().chain(digits).chain(b"/").chain(name);
+    path.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    path
+}
+
+fn beyond() {
+    let hard = 4096;
+    sys::limit(0, sys::RLIMIT_CORE, Some([0, hard])).unwrap();
+    match sandbox::spawn(&config(), ends, 0) {
+        Err(Error::CoreLimit { limit: usize::MAX, hard: 4096 }) => {}
+        other => check!(false, "{:?}", other.map(|_| ())),
+    }
+    let core = Some(Core { limit: hard, filter: None, trusted: false });
+    must_exit(&Config { core, ..config() }, ends, 0, 7);
+}
+
+/// Where the kernel writes a core to.
+#[derive(Clone, Copy, PartialEq)]
+enum Pattern {
+    /// A file, `core` in the folder where the process is.
+    File,
+    /// A program.
+    Pipe,
+}
+
+/// Has the kernel write cores where the pattern says; skips where that would change somebody's machine.
+fn set(pattern: Pattern) {
+    let at = c"/proc/sys/kernel/core_pattern";
+    let mut text = [0u8; 128];
+    let fd = sys::open(at).unwrap();
+    let n = sys::read(fd, &mut text).unwrap();
+    sys::close(fd);
+    if !emulated() && (text[..n] != *b"core\n" || pattern != Pattern::File) {
+        skip("would change the machine's core_pattern: in QEMU only");
+    }
+    if emulated() {
+        let to: &[u8] = if pattern == Pattern::File { b"core" } else { b"|/init save-core" };
+        // The kernel waits for that many programs, so that the core is there when the process is gone.
+        write(c"/proc/sys/kernel/core_pipe_limit", b"4");
+        write(c"/proc/sys/kernel/core_uses_pid", b"0");
+        write(at, to);
+    }
+}
+
+fn write(at: &CStr, text: &[u8]) {
+    let fd = sys::open_to_write(at).unwrap();
+    check!(sys::write(fd, text) == Ok(text.len()), "{at:?}");
+    sys::close(fd);
+}
+
+/// Where [`Pattern::Pipe`]'s program saves a core.
+const SAVED: &CStr = c"/tmp/saved-core";
+
+/// What the kernel has as its core helper run: saves its standard input.
+pub fn save() {
+    // SAFETY: a path.
+    let fd = unsafe { call(Sysno::open, [SAVED.as_ptr() as usize, 0o1101, 0o644]) }.unwrap() as i32;
+    let mut bytes = [0u8; 4096];
+    while let Ok(n @ 1..) = sys::read(0, &mut bytes) {
+        if sys::write(fd, &bytes[..n]) != Ok(n) {
+            break;
+        }
+    }
+}
+
+fn remove(path: &CStr) -> sys::Result<usize> {
+    // SAFETY: a path.
+    unsafe { call(Sysno::unlink, [path.as_ptr() as usize]) }
+}
+
+/// Every fault: the core says what the record says. `cwd` is where the process is; empty for a folder of its own.
+fn agree(pattern: Pattern, cwd: &str) {
+    possible();
+    set(pattern);
+    let scratch = cwd.is_empty().then(Scratch::new);
+    if scratch.is_some() {
+        go_to(&path(""));
+    }
+    FAULTS.iter().for_each(|fault| one(fault, pattern));
+}
+
+fn go_to(path: &Path) {
+    // SAFETY: a path.
+    check!(unsafe { call(Sysno::chdir, [path.as_ptr() as usize]) }.is_ok());
+}
+
+fn one(fault: &Fault, pattern: Pattern) {
+    let at = if pattern == Pattern::File { c"core" } else { SAVED };
+    let _ = remove(at);
+    let short = short_file();
+    let share = [short];
+    let report_denied = sys_dispatch().is_ok();
+    if fault.signal == SIGSYS && !report_denied {
+        return note!("{}: no syscall user dispatch on this kernel", fault.name);
+    }
+    let config = Config { share: &share, report_denied, ..config() };
+    let mut sandbox = spawn(&config, fault.guest, short.0);
+    let outcome = sandbox.wait(Some(PATIENCE));
+    let cored = matches!(outcome.guest, Status::Signaled { core: true, .. });
+    check!(outcome.guest.is_signal(fault.signal) && cored, "{}: {:?}", fault.name, outcome);
+    let mut buffer = [0u8; RECORD_MAX];
+    let record = Record::decode(sandbox.record(&mut buffer)).unwrap();
+    let fd = sys::open(at);
+    check!(fd.is_ok(), "{}: no core, {fd:?}", fault.name);
+    compare(fault.name, &record, fd.unwrap_or(-1));
+    sys::close(fd.unwrap_or(-1));
+    check!(remove(at).is_ok());
+    // SAFETY: the mapping was this function's.
+    check!(unsafe { call(Sysno::munmap, [short.0, short.1]) }.is_ok());
+}
+
+/// `struct elf_prstatus` (`include/linux/elfcore.h`).
+#[repr(C)]
+struct PrStatus {
+    siginfo: [i32; 3],
+    cursig: i16,
+    pending: [usize; 2],
+    ids: [i32; 4],
+    times: [[usize; 2]; 4],
+    registers: [usize; CORE_REGISTERS.len()],
+}
+
+/// `struct user_regs_struct` (`arch/x86/include/asm/user_64.h`), by the names that a record has; "" for what is not compared.
+#[cfg(target_arch = "x86_64")]
+const CORE_REGISTERS: [&str; 27] = [
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "", "rip",
+    "", "", "rsp", "", "", "", "", "", "", "",
+];
+/// `struct user_regs_struct` (`arch/x86/include/asm/user_32.h`), by the names that a record has; "" for what is not compared.
+#[cfg(target_arch = "x86")]
+const CORE_REGISTERS: [&str; 17] =
+    ["ebx", "ecx", "edx", "esi", "edi", "ebp", "eax", "", "", "", "", "", "eip", "", "", "esp", ""];
+
+/// The ELF header and a program header, as far as they are of use (`elf(5)`).
+#[cfg(target_arch = "x86_64")]
+mod elf {
+    #[repr(C)]
+    pub struct Header {
+        pub ident: [u8; 24],
+        pub entry: u64,
+        pub phoff: u64,
+    }
+    #[repr(C)]
+    pub struct Segment {
+        pub kind: u32,
+        pub flags: u32,
+        pub offset: u64,
+        pub addresses: [u64; 2],
+        pub len: u64,
+    }
+}
+/// The ELF header and a program header, as far as they are of use (`elf(5)`).
+#[cfg(target_arch = "x86")]
+mod elf {
+    #[repr(C)]
+    pub struct Header {
+        pub ident: [u8; 24],
+        pub entry: u32,
+        pub phoff: u32,
+    }
+    #[repr(C)]
+    pub struct Segment {
+        pub kind: u32,
+        pub offset: u32,
+        pub addresses: [u32; 2],
+        pub len: u32,
+    }
+}
+
+fn get<T>(bytes: &[u8], at: usize) -> T {
+    check!(at + size_of::<T>() <= bytes.len(), "{at} is beyond {}", bytes.len());
+    // SAFETY: there are as many bytes; the structures here are numbers only.
+    unsafe { bytes[at..].as_ptr().cast::<T>().read_unaligned() }
+}
+
+/// Compares what a core says of its first thread with a record.
+fn compare(name: &str, record: &Record<'_>, core: i32) {
+    const NT_PRSTATUS: u32 = 1;
+    const NT_SIGINFO: u32 = 0x5349_4749;
+    const PT_NOTE: u32 = 4;
+    static mut ROOM: [u8; 32 << 10] = [0; 32 << 10];
+    let room = &raw mut ROOM;
+    // SAFETY: the only reference, in a program of one thread.
+    let room = unsafe { &mut *room };
+    let mut have = 0;
+    while let Ok(n @ 1..) = sys::read(core, &mut room[have..]) {
+        have += n;
+    }
+    let bytes = &room[..have];
+    check!(bytes.starts_with(b"\x7fELF"), "{name}: {have}");
+    let segment: elf::Segment = get(bytes, get::<elf::Header>(bytes, 0).phoff as usize);
+    check!(segment.kind == PT_NOTE, "{name}");
+    let (mut at, end) = (segment.offset as usize, (segment.offset + segment.len) as usize);
+    let (mut status, mut info) = (None, None);
+    while at + 12 <= end.min(have) {
+        let [name, len, kind]: [u32; 3] = get(bytes, at);
+        let desc = at + 12 + (name as usize).next_multiple_of(4);
+        match kind {
+            NT_PRSTATUS if status.is_none() => status = Some(get::<PrStatus>(bytes, desc)),
+            NT_SIGINFO => info = Some(get::<SigInfo>(bytes, desc)),
+            _ => {}
+        }
+        at = desc + (len as usize).next_multiple_of(4);
+    }
+    let (status, fault) = (status.unwrap(), record.fault.unwrap());
+    check!(i32::from(status.cursig) == fault.sig, "{name}: {}", status.cursig);
+    for (which, value) in CORE_REGISTERS.iter().zip(status.registers) {
+        let said = record.registers().find(|(name, _)| name == which).map(|(_, value)| value as usize);
+        check!(
+            which.is_empty() || said == Some(value),
+            "{name}: {which} is {value:#x} in the core, {said:x?} in the record"
+        );
+    }
+    let info = info.unwrap();
+    check!(info.signo == fault.sig, "{name}");
+    // An i386 frame does not tell a SIGSYS that was sent from one that a call raised, so the call is not made again: the kernel
+    // ends the guest by one that was sent.
+    if fault.sent == 0 && !(cfg!(target_arch = "x86") && fault.sig == SIGSYS) {
+        check!(info.addr as u64 == fault.addr, "{name}: {:#x} in the core, {:#x} in the record", info.addr, fault.addr);
+    }
+    const { assert!(offset_of!(PrStatus, registers) % size_of::<usize>() == 0) };
+}
+
+/// T's end leaves no core, unless that is asked for.
+fn trusted() {
+    possible();
+    set(Pattern::File);
+    let _scratch = Scratch::new();
+    go_to(&path(""));
+    extern "C" fn waits(_: usize) -> i32 {
+        loop {
+            core::hint::spin_loop();
+        }
+    }
+    for asked in [false, true] {
+        let _ = remove(c"core");
+        let core = Core { limit: usize::MAX, filter: None, trusted: asked };
+        let mut sandbox = spawn(&Config { core: Some(core), ..config() }, waits, 0);
+        let (t, _) = sandbox.pids();
+        // Blocked by T: what only a fault of its own, which ends it all the same, can be played by.
+        check!(sys::limit(t, sys::RLIMIT_CORE, None).is_ok_and(|[soft, _]| (soft > 0) == asked));
+        check!(sys::kill(t, SIGKILL).is_ok());
+        check!(sandbox.wait(Some(PATIENCE)).cause == sandbox::Cause::TrustedDied);
+        check!(remove(c"core") == Err(Errno::ENOENT));
+    }
+}
+
+fn in_qemu(why: &str) {
+    if !emulated() {
+        skip(why);
+    }
+}
+
+/// A process whose root is a folder with nothing in it but /proc: the core is below that root.
+fn in_chroot() {
+    in_qemu("changes the root folder: in QEMU only");
+    set(Pattern::File);
+    let jail = c"/tmp/jail";
+    // SAFETY: strings that end in NUL.
+    unsafe {
+        let _ = call(Sysno::mkdir, [jail.as_ptr() as usize, 0o755]);
+        let _ = call(Sysno::mkdir, [c"/tmp/jail/proc".as_ptr() as usize, 0o755]);
+        let (kind, at) = (c"proc".as_ptr() as usize, c"/tmp/jail/proc".as_ptr() as usize);
+        check!(call(Sysno::mount, [kind, at, kind, 0, 0]).is_ok());
+        check!(call(Sysno::chroot, [jail.as_ptr() as usize]).is_ok());
+        check!(call(Sysno::chdir, [c"/".as_ptr() as usize]).is_ok());
+    }
+    FAULTS.iter().for_each(|fault| one(fault, Pattern::File));
+}
+
+/// Becomes somebody who is not root.
+fn become_nobody() {
+    const NOBODY: usize = 65534;
+    #[cfg(target_arch = "x86_64")]
+    let calls = [Sysno::setgid, Sysno::setuid];
+    #[cfg(target_arch = "x86")]
+    let calls = [Sysno::setgid32, Sysno::setuid32];
+    // SAFETY: changes who this process is.
+    calls.iter().for_each(|nr| check!(unsafe { call(*nr, [NOBODY]) }.is_ok()));
+}
+
+/// Another user's process, which has become that by `setuid` and so is not dumpable by itself.
+fn other_uid() {
+    in_qemu("needs root: in QEMU only");
+    set(Pattern::File);
+    let _scratch = Scratch::new();
+    go_to(&path(""));
+    // SAFETY: a path.
+    check!(unsafe { call(Sysno::chmod, [path("").as_ptr() as usize, 0o777]) }.is_ok());
+    become_nobody();
+    FAULTS.iter().for_each(|fault| one(fault, Pattern::File));
+}
+
+/// A process that is not dumpable has no core unless it asks; the record is there all the same.
+fn not_dumpable() {
+    possible();
+    set(Pattern::File);
+    let _scratch = Scratch::new();
+    go_to(&path(""));
+    let fault = &FAULTS[0];
+    // SAFETY: concerns who may look at this process.
+    check!(unsafe { sys::prctl(sys::PR_SET_DUMPABLE, 0) }.is_ok());
+    must_crash(&Config { core: None, ..config() }, fault.guest, 0, fault.signal, |record| check!(record.complete));
+    check!(sys::open(c"core") == Err(Errno::ENOENT));
+    one(fault, Pattern::File);
+}
