@@ -2,6 +2,8 @@
 
 use ascetic::fault::classify::Class;
 pub use ascetic::fault::record::Arch;
+use ascetic::fault::record::BACKTRACE_MAX;
+use serde::{Deserialize, Serialize};
 
 /// Who says so. What the guest says may be forged; what it cannot say is the kernel's or the supervisor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +14,17 @@ pub enum Origin {
     Supervisor,
     /// The sandbox: a record.
     Guest,
+}
+
+impl Origin {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Supervisor => "supervisor",
+            Self::Guest => "guest",
+        }
+    }
 }
 
 /// How the facts got out of the sandbox.
@@ -25,13 +38,34 @@ pub enum Way {
     Ptrace,
 }
 
+impl Way {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Record => "record",
+            Self::Core => "core",
+            Self::Ptrace => "ptrace",
+        }
+    }
+}
+
 /// What a thread is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// An untrusted thread: guest code.
     Guest,
     /// A trusted thread. Its stack pointer is 0, and that is no mistake.
     Trusted,
+}
+
+impl Role {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Trusted => "trusted",
+        }
+    }
 }
 
 /// The registers of a thread.
@@ -113,7 +147,8 @@ pub struct Memory {
 }
 
 /// A line of `/proc/<pid>/maps` (`proc_pid_maps(5)`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct MapsEntry {
     /// Its first address.
     pub start: u64,
@@ -130,7 +165,7 @@ pub struct MapsEntry {
 }
 
 /// A mapped program or library.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
     /// Where its first segment is.
     pub base: u64,
@@ -139,6 +174,7 @@ pub struct Module {
     /// Its path, as the supervisor sees it.
     pub path: String,
     /// Its build id (`NT_GNU_BUILD_ID`); empty if it has none.
+    #[serde(with = "hex::serde")]
     pub build_id: Vec<u8>,
 }
 
@@ -154,7 +190,7 @@ pub struct Call {
 }
 
 /// A call that the policy refused, as the broker recorded it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// Its number.
     pub nr: u32,
@@ -248,6 +284,42 @@ impl Dump {
         rest.get(..len).unwrap_or(rest)
     }
 
+    /// The word of the architecture at an address.
+    pub fn word(&self, address: u64) -> Option<u64> {
+        let len = if self.arch == Arch::X86_64 { 8 } else { 4 };
+        let bytes = self.read(address, len);
+        (bytes.len() == len).then(|| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+    }
+
+    /// The program counter of a thread and the return addresses along its frame pointers, as far as memory has them.
+    pub fn walk(&self, registers: &Registers) -> Vec<u64> {
+        let size = if self.arch == Arch::X86_64 { 8 } else { 4 };
+        let (Some(pc), Some(mut fp)) = (registers.pc(self.arch), registers.fp(self.arch)) else { return Vec::new() };
+        let mut all = vec![pc];
+        while all.len() < BACKTRACE_MAX && fp % size == 0 {
+            let (Some(next), Some(back)) = (self.word(fp), self.word(fp.wrapping_add(size))) else { break };
+            if back == 0 {
+                break;
+            }
+            all.push(back);
+            if next <= fp {
+                break; // frames lie upwards
+            }
+            fp = next;
+        }
+        all
+    }
+
+    /// The backtrace of a thread: of the crashed one as the reporter followed it, if it did.
+    pub fn backtrace_of(&self, thread: &Thread) -> Vec<u64> {
+        let crashed = self.exception.as_ref().is_some_and(|exception| exception.thread == thread.id);
+        match &thread.registers {
+            Ok(_) if crashed && !self.backtrace.is_empty() => self.backtrace.clone(),
+            Ok(registers) => self.walk(registers),
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// Adds memory; what is there already stays as it is.
     pub fn add_memory(&mut self, mut address: u64, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -260,7 +332,11 @@ impl Dump {
             let until = self.memory.get(behind).map_or(1 << 64, |next| u128::from(next.address)) - u128::from(address);
             let len = bytes.len().min(usize::try_from(until).unwrap_or(usize::MAX));
             let (new, rest) = bytes.split_at(len);
-            self.memory.insert(behind, Memory { address, bytes: new.to_vec() });
+            let before = behind.checked_sub(1).and_then(|i| self.memory.get_mut(i));
+            match before.filter(|before| before.address.checked_add(before.bytes.len() as u64) == Some(address)) {
+                Some(before) => before.bytes.extend(new),
+                None => self.memory.insert(behind, Memory { address, bytes: new.to_vec() }),
+            }
             let Some(next) = address.checked_add(len as u64) else { break };
             (address, bytes) = (next, rest);
         }
@@ -278,7 +354,7 @@ mod tests {
         dump.add_memory(0x1000, &[2; 64]);
         dump.add_memory(u64::MAX, &[3; 2]);
         let places: Vec<_> = dump.memory.iter().map(|m| (m.address, m.bytes.len())).collect();
-        assert_eq!(places, [(0x1000, 16), (0x1010, 16), (0x1020, 32), (u64::MAX, 1)]);
-        assert_eq!((dump.read(0x100f, 9), dump.read(0x1018, 99).len(), dump.read(0x1040, 1)), (&[2][..], 8, &[][..]));
+        assert_eq!(places, [(0x1000, 16), (0x1010, 48), (u64::MAX, 1)]);
+        assert_eq!((dump.read(0x100f, 9), dump.read(0x1018, 99).len(), dump.read(0x1040, 1)), (&[2][..], 40, &[][..]));
     }
 }

@@ -1,0 +1,121 @@
+//! `ascetic-dump convert INPUT`: a fault record or a core as minidump, core, text or JSON.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use ascetic_tools::dump::symbols::Symbols;
+use ascetic_tools::dump::{self, Dump, Facts};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "ascetic-dump", version, about = "Crash dumps of ascetic's sandboxes")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Writes what a fault record or a core says as minidump, core, JSON or text (text to the terminal if nothing is named)
+    Convert(Convert),
+}
+
+#[derive(clap::Args)]
+struct Convert {
+    /// A fault record, or an ELF core that the kernel wrote
+    input: PathBuf,
+    /// What the supervisor knows, in JSON, as it was written by the embedder
+    #[arg(long, value_name = "FILE")]
+    facts: Option<PathBuf>,
+    /// Programs and libraries with symbols, for the text
+    #[arg(long, value_name = "FILE")]
+    symbols: Vec<PathBuf>,
+    /// Source files below this folder are named relative to it
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    source: PathBuf,
+    /// Where the minidump goes
+    #[arg(long, value_name = "FILE")]
+    minidump: Option<PathBuf>,
+    /// Where the core goes
+    #[arg(long, value_name = "FILE")]
+    core: Option<PathBuf>,
+    /// Where the JSON goes
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where the text goes; - for the terminal
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let Task::Convert(convert) = Cli::parse().task;
+    match run(&convert) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(convert: &Convert) -> Result<(), String> {
+    let facts = match &convert.facts {
+        Some(path) => {
+            let text = read(path)?;
+            serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?
+        }
+        None => Facts::default(),
+    };
+    let dump = input(&convert.input, &facts)?;
+    let mut symbols = Symbols::default();
+    for path in &convert.symbols {
+        symbols.add(path, &convert.source).map_err(|error| error.to_string())?;
+    }
+    if let Some(path) = &convert.minidump {
+        write(path, &dump::minidump::write(&dump))?;
+    }
+    if let Some(path) = &convert.core {
+        write(path, &dump::elf::write(&dump).map_err(|error| error.to_string())?)?;
+    }
+    if let Some(path) = &convert.json {
+        write(path, format!("{:#}\n", dump::json::report(&dump)).as_bytes())?;
+    }
+    let text = || dump::report::write(&dump, &symbols);
+    let named = [&convert.minidump, &convert.core, &convert.json].iter().any(|path| path.is_some());
+    match &convert.text {
+        Some(path) if path != Path::new("-") => write(path, text().as_bytes()),
+        None if named => Ok(()),
+        _ => match write!(std::io::stdout(), "{}", text()) {
+            // Whoever closes the pipe has read enough.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.to_string()),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// Reads a core, or else a record.
+fn input(path: &Path, facts: &Facts) -> Result<Dump, String> {
+    let at = |error: &dyn ToString| format!("{}: {}", path.display(), error.to_string());
+    match dump::core::read_file(path, facts) {
+        Ok(dump) => return Ok(dump),
+        Err(dump::core::NoCore::Io(error)) => return Err(at(&error)),
+        Err(dump::core::NoCore::None) => {}
+    }
+    let bytes = read(path)?;
+    dump::record::read(&bytes, facts).ok_or_else(|| at(&"neither a fault record nor an ELF core of x86"))
+}
+
+/// The first bytes of a file: of a record, nothing that is longer is needed.
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    use std::io::Read;
+    const MAX: u64 = 16 << 20;
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).and_then(|file| file.take(MAX).read_to_end(&mut bytes));
+    file.map(|_| bytes).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    fs::write(path, bytes).map_err(|error| format!("{}: {error}", path.display()))
+}
