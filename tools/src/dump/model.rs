@@ -73,8 +73,8 @@ impl Role {
 pub struct Registers {
     /// General registers, in the order of [`Arch::registers`]; 0 where nobody says.
     pub general: Vec<u64>,
-    /// Extended state as the kernel writes it: FXSAVE, and behind it XSAVE's header and components if there are any. Without
-    /// what an i386 signal frame has before FXSAVE. Empty if nobody says.
+    /// Extended state as the kernel writes it into cores (`NT_X86_XSTATE`): FXSAVE, and behind it XSAVE's header and components
+    /// if there are any. Empty if nobody says.
     pub extended: Vec<u8>,
 }
 

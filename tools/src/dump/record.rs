@@ -3,6 +3,8 @@
 use ascetic::fault::classify::Class;
 use ascetic::fault::record::{Arch, FaultBody, Kind, Record};
 
+use scroll::{Endian, Pread};
+
 use super::facts::Facts;
 use super::{Call, Dump, Exception, Origin, Registers, Role, Thread, Way, clean};
 
@@ -137,13 +139,36 @@ fn few(arch: Arch, fault: &FaultBody) -> Vec<u64> {
     arch.registers().iter().map(value).collect()
 }
 
-/// The extended state, from FXSAVE on.
+/// `struct _fpx_sw_bytes` (`uapi/asm/sigcontext.h`): what a signal frame says of XSAVE, in bytes that FXSAVE leaves to software.
+#[derive(Pread)]
+struct Software {
+    magic: u32,
+    _len: u32,
+    features: u64,
+    state_len: u32,
+}
+
+/// The extended state, from FXSAVE on, in the form that cores and `ptrace` have: there, the components that the kernel saves
+/// are where a signal frame says that there are such.
 fn extended(record: &Record<'_>) -> Vec<u8> {
+    const SOFTWARE: std::ops::Range<usize> = 464..512;
+    const MAGIC: u32 = 0x4650_5853;
     let mut bytes = Vec::new();
     for (_, piece) in record.memory(Kind::ExtendedState) {
         bytes.extend(&piece[..piece.len().min(EXTENDED_MAX - bytes.len())]);
     }
-    bytes.split_off(if record.arch == Arch::X86 { FSAVE.min(bytes.len()) } else { 0 })
+    let mut bytes = bytes.split_off(if record.arch == Arch::X86 { FSAVE.min(bytes.len()) } else { 0 });
+    let Some(said) = bytes.get_mut(SOFTWARE) else { return bytes };
+    let software: Result<Software, scroll::Error> = (*said).pread_with(0, Endian::Little);
+    said.fill(0);
+    match software {
+        Ok(software) if software.magic == MAGIC => {
+            said[..8].copy_from_slice(&software.features.to_le_bytes());
+            bytes.truncate(software.state_len as usize);
+        }
+        _ => bytes.truncate(SOFTWARE.end),
+    }
+    bytes
 }
 
 fn call(call: ascetic::fault::record::Call) -> Call {
@@ -184,7 +209,7 @@ mod tests {
                 (&registers.extended[..2], &registers.extended[24..28]),
                 (&[0x7f, 3][..], &[0x80, 0x1f, 0, 0][..])
             );
-            assert_eq!(&registers.extended[464..468], &0x4650_5853u32.to_le_bytes(), "what the kernel says of XSAVE");
+            assert_eq!(registers.extended[464] & 7, 7, "x87, SSE and AVX are saved");
             assert!(dump.read(registers.sp(arch).unwrap(), 64).len() == 64 && dump.read(exception.pc, 16).len() == 16);
             assert_eq!((dump.calls.len(), dump.backtrace[0], &dump.missing[..]), (2, exception.pc, &[][..]));
             assert!(dump.annotations.contains(&(Origin::Guest, "stage".to_owned(), "pixels".to_owned())));
