@@ -31,6 +31,8 @@ pub struct Common {
     pub dispatch: bool,
     /// Whether those are caught that nothing but the lock-down's end awaits.
     pub report_denied: bool,
+    /// The process that may trace; 0 for none.
+    pub tracer: usize,
     /// Soft and hard limit of the size of cores, of U …
     pub core: [usize; 2],
     /// … and of T.
@@ -161,6 +163,9 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     t.must(Sysno::prctl, [sys::PR_SET_TSC, sys::PR_TSC_SIGSEGV], 0);
     t.must(Sysno::prctl, [sys::PR_SET_NO_NEW_PRIVS, 1], 0);
     t.must(Sysno::setrlimit, [sys::RLIMIT_CORE, limit(0)], 0);
+    if common.tracer != 0 {
+        t.may(Sysno::prctl, [sys::PR_SET_PTRACER, common.tracer]); // EINVAL: no Yama, no need
+    }
     t.may(Sysno::prctl, [sys::PR_SET_NAME, name(0)]);
     if cpus.is_some() {
         t.must(Sysno::sched_setaffinity, [0, size_of::<CpuSet>(), cpu(0)], 0);
@@ -197,6 +202,9 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
         };
         let action = at + offset_of!(Verdict, actions) + which * size_of::<SigAction>();
         u.must(Sysno::rt_sigaction, [sig as usize, action, 0, 8], 0);
+    }
+    if common.tracer != 0 {
+        u.may(Sysno::prctl, [sys::PR_SET_PTRACER, common.tracer]);
     }
     u.may(Sysno::prctl, [sys::PR_SET_NAME, name(1)]);
     u.must(Sysno::setrlimit, [sys::RLIMIT_CORE, limit(1)], 0);

@@ -44,14 +44,13 @@ pub struct Core {
     pub trusted: bool,
 }
 
-/// Who is told that a sandbox is at its end, before its tasks are killed. While T lives, `/proc/<pid of T>` shows what is
-/// mapped, whatever became of the guest.
+/// Whom the supervising process tells something of a sandbox.
 #[derive(Clone, Copy)]
-pub struct Dying<'a>(pub &'a dyn Fn(&Sandbox<'_>));
+pub struct Hook<'a>(pub &'a dyn Fn(&Sandbox<'_>));
 
-impl core::fmt::Debug for Dying<'_> {
+impl core::fmt::Debug for Hook<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Dying")
+        f.write_str("Hook")
     }
 }
 
@@ -85,8 +84,14 @@ pub struct Config<'a> {
     pub report_denied: bool,
     /// What of a crash the kernel dumps; `None`: as the embedder's own limits and attributes say, and T nothing.
     pub core: Option<Core>,
-    /// Called in the supervising process when the sandbox is at its end, before its tasks are killed.
-    pub dying: Option<Dying<'a>>,
+    /// The process that may trace the sandbox's tasks although it is none of their ancestors (`PR_SET_PTRACER`, where Yama is in
+    /// force); `Some(-1)`: any that could without Yama.
+    pub tracer: Option<i32>,
+    /// Called when the sandbox is made and locked down, before guest code runs.
+    pub born: Option<Hook<'a>>,
+    /// Called when the sandbox is at its end, before its tasks are killed. While T lives, `/proc/<pid of T>` shows what is
+    /// mapped, whatever became of the guest.
+    pub dying: Option<Hook<'a>>,
     /// For [`enter`](crate::sandbox::enter): called in the supervising process when the guest has ended, before that
     /// process ends, too.
     pub report: Option<fn(&Sandbox<'_>, &Outcome)>,
@@ -112,6 +117,8 @@ impl<'a> Config<'a> {
             dispatch: false,
             report_denied: false,
             core: None,
+            tracer: None,
+            born: None,
             dying: None,
             report: None,
             deadline: None,

@@ -266,6 +266,7 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
             cpus,
             dispatch: config.dispatch,
             report_denied: config.report_denied,
+            tracer: config.tracer.map_or(0, |pid| pid as isize as usize),
             core: [core.map_or(soft, |core| core.limit), hard],
             core_t: [core.filter(|core| core.trusted).map_or(0, |core| core.limit), hard],
         };

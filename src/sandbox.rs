@@ -5,7 +5,7 @@
 //! process that called it becomes the supervisor and ends as the guest ends. T and U are therefore never tasks that
 //! lived before entry, and what supervises them is never in reach of their memory.
 
-pub use crate::config::{Config, Core, DEFAULT_SPIN, DEFAULT_STACK, Dying, Placement, RECORD_MAX};
+pub use crate::config::{Config, Core, DEFAULT_SPIN, DEFAULT_STACK, Hook, Placement, RECORD_MAX};
 
 use crate::abi::{Mailbox, PAIRS};
 use crate::arch::{self, Context};
@@ -83,7 +83,7 @@ pub struct Sandbox<'a> {
     /// Both ends of the pipe: with no reader left, writing would raise SIGPIPE here.
     pub(crate) answer: (Fd, Option<Fd>),
     crash: Option<Fd>,
-    dying: Option<Dying<'a>>,
+    dying: Option<Hook<'a>>,
     /// Process ids of the first pair.
     pids: (u32, u32),
     /// The process whose children its tasks are. A forked copy of this value, in another, has no books.
@@ -278,6 +278,9 @@ fn await_birth<'a>(config: &Config<'a>, made: Made, set_up: u32) -> Result<Sandb
     sandbox.await_ring()?;
     sandbox.scale();
     sandbox.limit()?;
+    if let Some(Hook(tell)) = config.born {
+        tell(&sandbox);
+    }
     sandbox.answer().map_err(Error::of(Sysno::write))?; // guest code may run
     sandbox.dying = config.dying;
     Ok(sandbox)
@@ -454,7 +457,7 @@ impl Sandbox<'_> {
 
     fn end(&mut self, cause: Cause) -> Outcome {
         let first = self.group.or(self.culprit()).unwrap_or(0);
-        if let Some(Dying(tell)) = self.dying.take() {
+        if let Some(Hook(tell)) = self.dying.take() {
             tell(self);
         }
         self.over = true;

@@ -63,6 +63,8 @@ const WALL: usize = 0x4000_0000;
 const CLOCK_MONOTONIC: usize = 1;
 /// `PR_SET_PDEATHSIG`
 pub const PR_SET_PDEATHSIG: usize = 1;
+/// `PR_SET_PTRACER`
+pub const PR_SET_PTRACER: usize = 0x5961_6d61;
 /// `PR_SET_DUMPABLE`
 pub const PR_SET_DUMPABLE: usize = 4;
 /// `PR_GET_SECCOMP`

@@ -141,7 +141,7 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
         let (code, addr) = if info.is_null() {
             (NO_CODE, arch::fault_info(sig, &*frame).words[0] as usize) // as the kernel has it, which does not say so here
         } else {
-            ((*info).code, (*info).addr)
+            ((*info).code, if (*info).code > 0 { (*info).addr } else { 0 }) // who sent it is in the same place
         };
         match (*state).fault.stage {
             // What somebody sent can have the exception number of an earlier fault.
@@ -226,6 +226,12 @@ pub(crate) unsafe fn behind_call(frame: *mut Frame) -> bool {
     left == 0 && matches!(behind, [0xcd, 0x80] | [0x0f, 0x34] | [0x0f, 0x05])
 }
 
+/// Whether a program counter is in the gates, whose calls nobody catches.
+fn in_gates(pc: usize) -> bool {
+    let (from, len) = arch::gates();
+    pc.wrapping_sub(from) <= len
+}
+
 /// Whether somebody sent the signal, rather than an instruction causing it. Where the frame does not tell, what the runtime
 /// has had sent and what cannot be a fault was sent; the rest shows when the instruction is repeated.
 ///
@@ -259,7 +265,9 @@ unsafe fn hand_on(state: *mut State, frame: *mut Frame) {
         let breakpoint = if sig == SIGTRAP { breakpoint_len(state, frame) } else { 0 };
         // Behind a trap that is no instruction's own, such as a single step, the guest would go on.
         // Without a code, a SIGSYS behind a call may have been sent, and the call must not be made again.
-        let unsure = sig == SIGSYS && (*state).fault.code == NO_CODE;
+        // If calls are caught there, the next one is, too.
+        let caught = (*state).selector && behind_call(frame) && !in_gates((*frame).pc());
+        let unsure = sig == SIGSYS && (*state).fault.code == NO_CODE && !caught;
         let gone = (*state).fault.sent || unsure || (sig == SIGTRAP && breakpoint == 0);
         if gone || (sig == SIGSEGV && (*frame).trap().0 == TRAP_OF) {
             (*frame).forget_step();

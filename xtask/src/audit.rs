@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use anyhow::{Result, bail, ensure};
+use ascetic_tools::dump::symbols::demangle;
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Formatter, GasFormatter, Instruction, InstructionInfoFactory, Mnemonic,
     OpAccess, OpKind, Register,
@@ -14,7 +15,7 @@ use iced_x86::{
 
 use crate::guests::{self, Programs};
 use crate::host::Arch;
-use crate::symbols::{Program, demangle};
+use crate::symbols::Program;
 
 const PAGE: u64 = 4096;
 const SECTION: &str = "ascetic_trusted";

@@ -1,17 +1,19 @@
 //! `cargo xtask demo`: a sandbox at work, a crash and its report, and the experiment with the three mechanisms.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Lines, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::io::Write;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ascetic::fault::classify::Class;
 use ascetic::fault::record::{Kind, Record};
+use ascetic_tools::dump::minidump;
+use ascetic_tools::dump::symbols::Source;
 use serde_json::{Value, json};
 
+use crate::dumps::{self, Running, WAYS};
 use crate::guests::{self, Programs};
 use crate::host::{self, Arch};
-use crate::symbols::Source;
+use crate::root;
 
 /// One line of the demo.
 struct Fact {
@@ -85,39 +87,17 @@ fn facts(arch: Arch, print: bool) -> Result<Facts> {
     }
     let programs = guests::build(arch)?;
     let mut facts = Facts { all: Vec::new(), print };
-    let mut demo = Demo::start(&programs)?;
-    let result = demo.tell(&programs, &mut facts);
-    demo.stop();
-    result.map(|()| facts)
+    Demo(Running::start(&programs.demo, &[])?).tell(&programs, &mut facts)?;
+    Ok(facts)
 }
 
 /// The running program.
-struct Demo {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
+struct Demo(Running);
 
 impl Demo {
-    fn start(programs: &Programs) -> Result<Self> {
-        let mut child = Command::new(&programs.demo)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| programs.demo.display().to_string())?;
-        let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-        Ok(Self { child, lines })
-    }
-
-    /// Ends the program, which follows its sandboxes into death.
-    fn stop(&mut self) {
-        // An error says that it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
     /// The next line, split at its first space.
     fn line(&mut self) -> Result<(String, String)> {
-        let line = self.lines.next().ok_or_else(|| anyhow!("the demo program ended too early"))??;
+        let line = self.0.output.next().ok_or_else(|| anyhow!("the demo program ended too early"))??;
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         ensure!(word != "error", "{rest}");
         Ok((word.to_owned(), rest.to_owned()))
@@ -134,23 +114,21 @@ impl Demo {
         let embedder: u32 = self.expect("embedder")?.parse()?;
         let (t, u) = pair(&self.expect("tasks")?)?;
         tasks(facts, embedder, t, u)?;
-        self.child.stdin.take().context("no input")?.write_all(b"\n")?;
+        self.0.input.write_all(b"\n")?;
         self.calls(facts, embedder, u)?;
         let end = self.expect("ended")?;
         status(facts, &end, "tour", "exit status 0", "the well-behaved guest");
 
-        let (_, decoder) = pair(&self.expect("decoder")?)?;
-        let mut bytes = Vec::new();
-        let end = loop {
-            let (word, rest) = self.line()?;
-            match word.as_str() {
-                "record" => bytes.extend(unhex(&rest)?),
-                "ended" => break rest,
-                _ => bail!("expected `record`, got `{word}`"),
-            }
-        };
-        fault(facts, programs, &bytes, decoder)?;
-        status(facts, &end, "decoder", "signal 11 (SIGSEGV)", "the guest with the malformed picture");
+        let crash = self.0.crash()?;
+        fault(facts, programs, &crash.record, crash.guest)?;
+        status(
+            facts,
+            &format!("decoder {}", crash.ended),
+            "decoder",
+            "signal 11 (SIGSEGV)",
+            "the guest with the malformed picture",
+        );
+        ways(facts, &crash);
         for cell in 0..16 {
             let line = self.expect("mechanism")?;
             mechanism(facts, cell, &line)?;
@@ -204,11 +182,6 @@ fn pair<N: std::str::FromStr>(line: &str) -> Result<(N, N)> {
     let (a, b) = line.split_once(' ').with_context(|| format!("`{line}` is no pair"))?;
     let parse = |s: &str| s.parse().map_err(|_| anyhow!("`{s}` is no number"));
     Ok((parse(a)?, parse(b)?))
-}
-
-fn unhex(text: &str) -> Result<Vec<u8>> {
-    let digits = text.as_bytes().chunks_exact(2);
-    digits.map(|pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?)).collect()
 }
 
 /// A field of `/proc/<pid>/status`.
@@ -267,7 +240,7 @@ fn status(facts: &mut Facts, line: &str, what: &str, guest: &str, who: &str) {
 fn fault(facts: &mut Facts, programs: &Programs, bytes: &[u8], pid: u32) -> Result<()> {
     let record = Record::decode(bytes).with_context(|| format!("no fault record in {} bytes", bytes.len()))?;
     let body = record.fault.context("the record says nothing of the fault")?;
-    let source = Source::of(&programs.demo)?;
+    let source = Source::of(&programs.demo, &root())?;
     let text: String = record.text.chars().filter(|c| !c.is_control()).collect(); // it is the guest's
     facts.add("fault", body.pid == pid, text, json!({ "line": record.text }));
     let text = format!("{} at address {:#x}", record.class().describe(), body.addr);
@@ -339,6 +312,37 @@ fn fault(facts: &mut Facts, programs: &Programs, bytes: &[u8], pid: u32) -> Resu
         facts.add("fault", true, text, json!({ "call": name, "result": call.result }));
     }
     Ok(())
+}
+
+/// What the three ways to a dump say of the crash, side by side.
+fn ways(facts: &mut Facts, crash: &dumps::Crash) {
+    for (name, way) in WAYS.iter().zip(&crash.ways) {
+        let (good, text) = match way {
+            Ok(dump) => {
+                let memory: usize = dump.memory.iter().map(|memory| memory.bytes.len()).sum();
+                let minidump = minidump::write(dump).len();
+                let text = format!(
+                    "{} threads, {} modules, {memory} bytes of memory; as a minidump {minidump} bytes",
+                    dump.threads.len(),
+                    dump.modules.len()
+                );
+                (true, text)
+            }
+            // A matter of the machine's.
+            Err(why) => (why.contains("goes elsewhere") || why.contains("cannot be traced"), why.clone()),
+        };
+        facts.add("dump", good, format!("by {name:6} {text}"), json!({ "way": name, "available": way.is_ok() }));
+    }
+    for row in dumps::compare(crash) {
+        let cut = |value: &Option<String>| {
+            let value = value.as_deref().unwrap_or("-");
+            value.char_indices().nth(22).map_or_else(|| value.to_owned(), |(at, _)| format!("{}...", &value[..at]))
+        };
+        let [record, core, ptrace] = [0, 1, 2].map(|i| cut(&row.values[i]));
+        let word = if row.agrees() { "agree" } else { "DIFFER" };
+        let text = format!("{:16} {record:26} {core:26} {ptrace:26} {word}", row.field);
+        facts.add("dump", row.agrees(), text, json!({ "field": row.field, "values": row.values }));
+    }
 }
 
 /// One cell of the experiment: which mechanisms are off, and what became of T.

@@ -15,7 +15,7 @@ use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
 use crate::kernels::{self, KERNELS};
 use crate::qemu::{self, Accel, End, Machine};
-use crate::{audit, cache, capi, demo, root, tidy};
+use crate::{audit, cache, capi, demo, dumps, root, tidy};
 
 /// How long a case may take here.
 const CASE_LIMIT: Duration = Duration::from_secs(90);
@@ -179,6 +179,14 @@ pub fn run(options: &Options) -> Result<bool> {
         natively(&mut tally, programs, options)?;
         if everything && (programs.arch == Arch::X86_64 || host::ia32_runs()) {
             tally.step(&format!("demo, {}", programs.arch), demo::check(programs.arch));
+        }
+    }
+    for programs in built.iter().filter(|_| everything || options.filter == "dumps") {
+        if programs.arch == Arch::X86_64 || host::ia32_runs() {
+            match dumps::matrix(programs) {
+                Ok(what) => tally.step(&format!("three ways to a dump agree, {}: {what}", programs.arch), Ok(())),
+                Err(error) => tally.step(&format!("three ways to a dump agree, {}", programs.arch), Err(error)),
+            }
         }
     }
     if !options.no_qemu && !options.long {

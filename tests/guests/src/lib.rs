@@ -2,6 +2,7 @@
 
 #![no_std]
 
+pub mod crash;
 pub mod files;
 pub mod mechanisms;
 pub mod pcx;

@@ -242,21 +242,24 @@ fn memory<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment]) {
         .filter_map(|(i, thread)| {
             let registers = thread.registers.as_ref().ok()?;
             let len = if i == 0 { STACK_MAX } else { THREAD_STACK_MAX.min(THREADS_STACK_MAX / others) };
-            Some((registers.pc(dump.arch)?, registers.sp(dump.arch)?, len as u64))
+            Some(([registers.pc(dump.arch)?, registers.sp(dump.arch)?, registers.fp(dump.arch)?], len as u64))
         })
         .collect();
-    for (pc, sp, len) in wanted {
+    for ([pc, sp, fp], len) in wanted {
         copy(dump, data, segments, pc.saturating_sub(CODE_AROUND as u64), 2 * CODE_AROUND as u64);
         copy(dump, data, segments, sp.saturating_sub(RED_ZONE), len);
+        if dump.read(sp, 1).is_empty() {
+            copy(dump, data, segments, fp, len); // the stack pointer leads nowhere
+        }
     }
     if let Some(exception) = dump.exception.clone() {
-        let class = class(dump, &exception);
+        let class = classified(dump, &exception);
         dump.exception = Some(Exception { class, ..exception });
     }
 }
 
-/// What kind of fault it was, as far as a core tells: it has neither the processor's exception nor its error code.
-fn class(dump: &Dump, exception: &Exception) -> Class {
+/// What kind of fault it was, as far as signal and memory tell, without the processor's exception and its error code.
+pub(super) fn classified(dump: &Dump, exception: &Exception) -> Class {
     let insn = dump.read(exception.pc, 2);
     let sp = dump.threads.first().and_then(|thread| thread.registers.as_ref().ok()?.sp(dump.arch)).unwrap_or(0);
     let fetch = if exception.address == exception.pc { PF_FETCH } else { 0 };

@@ -7,6 +7,7 @@ pub mod core;
 pub mod elf;
 pub mod facts;
 pub mod json;
+pub mod live;
 mod maps;
 pub mod minidump;
 mod model;
@@ -26,3 +27,38 @@ use names::{arch_name, call_name, signal_name};
 pub use model::{
     Call, Dump, Exception, MapsEntry, Memory, Module, Origin, Refusal, Registers, Role, Thread, Way, Words,
 };
+
+/// What could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum NotWritten {
+    /// A file.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The core.
+    #[error(transparent)]
+    Core(#[from] elf::NotWritten),
+}
+
+/// Writes a dump in all formats: `<stem>.dmp`, `.core`, `.json` and `.txt` in a folder.
+///
+/// # Errors
+/// One cannot be written; those before it are.
+pub fn write_all(
+    dump: &Dump,
+    folder: &std::path::Path,
+    stem: &str,
+    symbols: &symbols::Symbols,
+) -> Result<(), NotWritten> {
+    let json = format!("{:#}\n", json::report(dump)).into_bytes();
+    let text = report::write(dump, symbols).into_bytes();
+    for (end, bytes) in [("dmp", minidump::write(dump)), ("core", elf::write(dump)?), ("json", json), ("txt", text)] {
+        let path = folder.join(format!("{stem}.{end}"));
+        std::fs::write(&path, bytes).map_err(|error| NotWritten::File { path, error })?;
+    }
+    Ok(())
+}

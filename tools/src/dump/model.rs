@@ -291,12 +291,27 @@ impl Dump {
         (bytes.len() == len).then(|| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
     }
 
+    /// Whether anything is known to be at an address.
+    fn is_mapped(&self, address: u64) -> bool {
+        let within = |entry: &MapsEntry| (entry.start..entry.end).contains(&address);
+        !self.read(address, 1).is_empty() || self.maps.iter().any(within)
+    }
+
     /// The program counter of a thread and the return addresses along its frame pointers, as far as memory has them.
     pub fn walk(&self, registers: &Registers) -> Vec<u64> {
         let size = if self.arch == Arch::X86_64 { 8 } else { 4 };
         let (Some(pc), Some(mut fp)) = (registers.pc(self.arch), registers.fp(self.arch)) else { return Vec::new() };
         let mut all = vec![pc];
-        while all.len() < BACKTRACE_MAX && fp % size == 0 {
+        // A call to nowhere: the caller's address is on top of the stack.
+        if !self.is_mapped(pc)
+            && let Some(back) = registers.sp(self.arch).and_then(|sp| self.word(sp))
+        {
+            all.push(back);
+        }
+        for _ in 2..BACKTRACE_MAX {
+            if fp % size != 0 {
+                break;
+            }
             let (Some(next), Some(back)) = (self.word(fp), self.word(fp.wrapping_add(size))) else { break };
             if back == 0 {
                 break;

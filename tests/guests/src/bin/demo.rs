@@ -5,11 +5,11 @@
 #![no_main]
 
 use ascetic::policy::Policy;
-use ascetic::sandbox::{self, Config, Outcome, RECORD_MAX, Sandbox};
+use ascetic::sandbox::{self, Config, Outcome, Sandbox};
 use ascetic::sys::{self, Sysno};
 use ascetic::untrusted::{self, call};
 use core::time::Duration;
-use freestanding::{Args, exit, mechanisms, pcx, println};
+use freestanding::{Args, crash, exit, mechanisms, pcx, println};
 
 freestanding::start!(main);
 
@@ -29,12 +29,8 @@ fn main(_: Args) {
     println!("tasks {t} {u}");
     ended("tour", sandbox.wait(Some(Duration::from_secs(60))));
 
-    let mut sandbox = spawn(&config, decode, picture());
-    let (t, u) = sandbox.pids();
-    println!("decoder {t} {u}");
-    let outcome = sandbox.wait(Some(Duration::from_secs(20)));
-    record(&sandbox);
-    ended("decoder", outcome);
+    let config = Config { core: crash::core(), ..config };
+    crash::show(&config, decode, picture(), |_| ());
 
     for cell in 0..16 {
         println!("mechanism {cell} {}", mechanisms::experiment(cell));
@@ -111,20 +107,4 @@ extern "C" fn decode(pixels: usize) -> i32 {
         unsafe { pcx::decode(FILE, &header, pixels as *mut u8) }
     });
     decoded.is_err() as i32
-}
-
-/// Prints the crash report in hex.
-fn record(sandbox: &Sandbox) {
-    static mut BUFFER: [u8; RECORD_MAX] = [0; RECORD_MAX];
-    let buffer = &raw mut BUFFER;
-    // SAFETY: the only reference, in a program of one thread.
-    let bytes = sandbox.record(unsafe { &mut *buffer });
-    for chunk in bytes.chunks(256) {
-        let mut text = [0u8; 512];
-        for (to, byte) in text.chunks_exact_mut(2).zip(chunk) {
-            to[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
-            to[1] = b"0123456789abcdef"[usize::from(byte & 15)];
-        }
-        println!("record {}", core::str::from_utf8(&text[..2 * chunk.len()]).unwrap_or(""));
-    }
 }

@@ -4,7 +4,7 @@ use super::faults::{FAULTS, Fault, calls, short_file};
 use super::*;
 use ascetic::error::Error;
 use ascetic::fault::record::Kind;
-use ascetic::sandbox::{Core, Dying};
+use ascetic::sandbox::{Core, Hook};
 use ascetic::signal::{SIGKILL, SIGSYS, SigInfo};
 use ascetic::sys::{self, Errno};
 use core::ffi::CStr;
@@ -103,7 +103,7 @@ fn limits() {
         SEEN.fetch_add(1, Ordering::Relaxed);
     };
     let core = Core { limit: 1 << 20, filter: Some(0x31), trusted: false };
-    let config = Config { core: Some(core), dying: Some(Dying(&look)), ..config() };
+    let config = Config { core: Some(core), dying: Some(Hook(&look)), ..config() };
     let mut sandbox = spawn(&config, ends, 0);
     check!(sandbox.wait(Some(PATIENCE)).guest == Status::Exited(7) && SEEN.load(Ordering::Relaxed) == 1);
 }
@@ -423,4 +423,60 @@ fn not_dumpable() {
     must_crash(&Config { core: None, ..config() }, fault.guest, 0, fault.signal, |record| check!(record.complete));
     check!(sys::open(c"core") == Err(Errno::ENOENT));
     one(fault, Pattern::File);
+}
+
+/// Kinds of crashes that are no fault of the guest's own: name, how it must end.
+const OTHERS: [(&str, i32); 6] =
+    [("strict", 9), ("outside", 9), ("trusted", 9), ("handler", 11), ("threads", 11), ("threads-many", 11)];
+
+/// Prints what [`crash`] can show: name and signal.
+pub fn crashes() {
+    FAULTS.iter().for_each(|fault| println!("{} {}", fault.name, fault.signal));
+    OTHERS.iter().for_each(|(name, signal)| println!("{name} {signal}"));
+}
+
+/// Shows one crash (`freestanding::crash`).
+pub fn crash(name: &str) {
+    const THREADS: Policy = super::program::DIRECT.threads(8);
+    let short = short_file();
+    let share = [short];
+    let denied = sys_dispatch().is_ok();
+    let base = Config { share: &share, report_denied: denied, core: freestanding::crash::core(), ..config() };
+    let show = |config: &Config<'_>, guest, arg| freestanding::crash::show(config, guest, arg, |_| ());
+    if let Some(fault) = FAULTS.iter().find(|fault| fault.name == name) {
+        show(&base, fault.guest, short.0);
+        return;
+    }
+    match name {
+        "strict" => show(&Config { report_denied: false, ..base }, calls, 0),
+        "outside" => freestanding::crash::show(&base, spins, 0, |sandbox| {
+            let _ = sys::kill(sandbox.pids().1, SIGKILL);
+        }),
+        "trusted" => freestanding::crash::show(&base, spins, 0, |sandbox| {
+            let _ = sys::kill(sandbox.pids().0, SIGKILL);
+        }),
+        "handler" => show(&Config { policy: &THREADS, ..base }, in_handler, 0),
+        "threads" => show(&Config { policy: &THREADS, ..base }, super::threads::two_fault, 0),
+        "threads-many" => show(&Config { policy: &THREADS, ..base }, super::threads::many_and_a_fault, 0),
+        _ => {
+            println!("error no crash {name}");
+            freestanding::exit(2)
+        }
+    };
+}
+
+extern "C" fn spins(_: usize) -> i32 {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// A guest whose handler for a fault faults itself.
+extern "C" fn in_handler(_: usize) -> i32 {
+    extern "C" fn handler(_: i32) {
+        // SAFETY: none: the fault is the point.
+        unsafe { core::ptr::without_provenance_mut::<u8>(24).write_volatile(0) };
+    }
+    check!(super::signals::action(ascetic::signal::SIGFPE, handler as *const () as usize, 0, &[]).is_ok());
+    FAULTS.iter().find(|fault| fault.name == "divide").map_or(1, |fault| (fault.guest)(0))
 }

@@ -123,7 +123,7 @@ pub const FAULTS: &[Fault] = &[
     fault("abort", abort, 6),
     fault("denied", calls, 31),
     fault("overflow", overflow, 11),
-    fault("wild stack", wild_stack, 11),
+    fault("wild-stack", wild_stack, 11),
 ];
 
 extern "C" fn null_read(_: usize) -> i32 {

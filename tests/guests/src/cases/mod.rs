@@ -144,7 +144,7 @@ pub fn emulated() -> bool {
 /// Long enough for anything, under emulation, too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-pub use dumps::save as save_core;
+pub use dumps::{crash, crashes, save as save_core};
 pub use misuse::{end_children, has_children};
 
 /// Starts a guest; a failure to do so fails the case.

@@ -118,7 +118,7 @@ extern "C" fn counts(sig: i32) {
     CALLS.fetch_add(1, SeqCst);
 }
 
-fn action(sig: i32, handler: usize, flags: usize, mask: &[i32]) -> sys::Result<usize> {
+pub fn action(sig: i32, handler: usize, flags: usize, mask: &[i32]) -> sys::Result<usize> {
     let new = SigAction { handler, flags, restorer: 0, mask: SigSet::of(mask) };
     // SAFETY: a `struct sigaction`.
     unsafe { c(Sysno::rt_sigaction, [sig as usize, &raw const new as usize, 0, 8]) }

@@ -239,9 +239,10 @@ fn fault() {
     });
 }
 
-/// One thread faults; of the others, one computes and two wait in a call. All are in the record.
-fn recorded() {
-    const MARK: usize = 0x1234_5678;
+const MARK: usize = 0x1234_5678;
+
+/// A guest of which one thread faults; of the others, one computes and two wait in a call.
+pub extern "C" fn many_and_a_fault(_: usize) -> i32 {
     extern "C" fn computes(_: usize) {
         GO.fetch_add(2, Ordering::SeqCst);
         // SAFETY: changes nothing.
@@ -259,18 +260,39 @@ fn recorded() {
         while GO.load(Ordering::SeqCst) != 6 {
             core::hint::spin_loop();
         }
-        // SAFETY: none: the fault is the point.
-        unsafe { core::ptr::without_provenance_mut::<u8>(16).write_volatile(0) };
+        faults_at(16);
     }
-    extern "C" fn guest(_: usize) -> i32 {
-        static WORDS: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
-        for (i, f) in [computes, waits, faults].into_iter().enumerate() {
-            check!(start(i, f, 0, &WORDS[i]).is_ok());
+    static WORDS: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
+    for (i, f) in [computes, waits, faults].into_iter().enumerate() {
+        check!(start(i, f, 0, &WORDS[i]).is_ok());
+    }
+    waits(0);
+    1
+}
+
+extern "C" fn faults_at(at: usize) {
+    // SAFETY: none: the fault is the point.
+    unsafe { core::ptr::without_provenance_mut::<u8>(at).write_volatile(0) };
+}
+
+/// A guest of which two threads fault at once, at the same address.
+pub extern "C" fn two_fault(_: usize) -> i32 {
+    extern "C" fn together(_: usize) {
+        GO.fetch_add(1, Ordering::SeqCst);
+        while GO.load(Ordering::SeqCst) < 2 {
+            core::hint::spin_loop();
         }
-        waits(0);
-        1
+        faults_at(16);
     }
-    must_crash(&program(&POLICY), guest, 0, ascetic::signal::SIGSEGV, |record| {
+    static WORD: AtomicU32 = AtomicU32::new(0);
+    check!(start(0, together, 0, &WORD).is_ok());
+    together(0);
+    1
+}
+
+/// All threads are in the record.
+fn recorded() {
+    must_crash(&program(&POLICY), many_and_a_fault, 0, ascetic::signal::SIGSEGV, |record| {
         check!(record.complete && record.fault.unwrap().addr == 16);
         let names = record.arch.registers();
         let at = |name| names.iter().position(|n| *n == name).unwrap();

@@ -1,0 +1,275 @@
+//! A crash, dumped in all three ways at once: what each says, side by side.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ascetic_tools::dump::facts::Ended;
+use ascetic_tools::dump::live::Tracer;
+use ascetic_tools::dump::{Dump, Facts, Registers, Role, core, record};
+
+use crate::guests::Programs;
+
+/// The lines that a program prints.
+pub type Output = Lines<BufReader<ChildStdout>>;
+
+/// The ways, in the order of a comparison's columns.
+pub const WAYS: [&str; 3] = ["record", "core", "ptrace"];
+
+/// A crash as each way tells of it, or why one does not.
+pub struct Crash {
+    /// The record's bytes.
+    pub record: Vec<u8>,
+    /// The process id of the first guest's thread.
+    pub guest: u32,
+    /// `cause; guest's end; T's end`
+    pub ended: String,
+    /// In the order of [`WAYS`].
+    pub ways: [Result<Dump, String>; 3],
+}
+
+/// Follows a program that shows a crash (`freestanding::crash`), which runs in `dir`, up to the end of the crash.
+///
+/// # Errors
+/// It says something else.
+pub fn follow(input: &mut ChildStdin, output: &mut Output, dir: &Path) -> Result<Crash> {
+    let numbers = |line: &str| -> Result<Vec<u32>> {
+        line.split_whitespace().skip(1).map(|n| n.parse().with_context(|| format!("`{line}`"))).collect()
+    };
+    let mut next = || -> Result<String> { Ok(output.next().ok_or_else(|| anyhow!("the program ended too early"))??) };
+    let line = next()?;
+    ensure!(line.starts_with("born "), "expected `born`, got `{line}`");
+    let pair = numbers(&line)?;
+    let [t, u] = pair[..] else { bail!("`{line}` is no pair") };
+    let (seized, is_seized) = mpsc::channel();
+    let tracer = thread::spawn(move || trace(&[t, u], &seized));
+    is_seized.recv().context("the tracer ended")?;
+    input.write_all(b"\n")?;
+
+    let mut facts = Facts::default();
+    let mut bytes = Vec::new();
+    let ended = loop {
+        let line = next()?;
+        match line.split_once(' ').unwrap_or((&line, "")) {
+            ("dying", _) => {
+                let ended = numbers(&line)?;
+                // The guest is gone, but T has the same memory.
+                facts = Facts::of_process(t);
+                facts.process = u;
+                facts.ended = match ended[..] {
+                    [task, signal] if task != 0 => Some(Ended { task, signal: signal.try_into()? }),
+                    _ => None,
+                };
+            }
+            ("tasks", _) => {
+                for (pid, role) in numbers(&line)?.into_iter().zip([Role::Trusted, Role::Guest]) {
+                    facts.add_task(pid, role);
+                }
+            }
+            ("all", _) => input.write_all(b"\n")?,
+            ("record", hex) => bytes.extend(unhex(hex)?),
+            ("ended", rest) => break rest.to_owned(),
+            _ => bail!("`{line}` was not expected"),
+        }
+    };
+    let traced = tracer.join().map_err(|_| anyhow!("the tracer panicked"))?;
+    let recorded = record::read(&bytes, &facts).ok_or_else(|| "none: the guest did not live to write one".to_owned());
+    let cored = cored(dir, facts.ended.map_or(u, |ended| ended.task), &ended, &facts);
+    Ok(Crash { record: bytes, guest: u, ended, ways: [recorded, cored, traced] })
+}
+
+/// Traces tasks until all have ended; says when it has begun, or cannot.
+fn trace(pids: &[u32], begun: &mpsc::Sender<()>) -> Result<Dump, String> {
+    let tracer = Tracer::seize(pids).map_err(|error| error.to_string());
+    let _ = begun.send(());
+    let mut found = None;
+    let followed = tracer?.follow(|| (), || (), |dump| found = Some(dump.clone()));
+    followed.map_err(|error| error.to_string())?;
+    found.ok_or_else(|| "no task crashed".to_owned())
+}
+
+/// The core in a folder, if the kernel writes them there.
+fn cored(dir: &Path, pid: u32, ended: &str, facts: &Facts) -> Result<Dump, String> {
+    let setting = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+    let pattern = setting("core_pattern");
+    if pattern.trim_end() != "core" {
+        return Err(format!("core_pattern is `{}`: it goes elsewhere", pattern.trim_end()));
+    }
+    if !ended.contains("core dumped") {
+        return Err("none: the kernel writes none for SIGKILL, or RLIMIT_CORE forbids it".to_owned());
+    }
+    let name = if setting("core_uses_pid").trim() == "1" { format!("core.{pid}") } else { "core".to_owned() };
+    let path = dir.join(name);
+    let dump = core::read_file(&path, facts).map_err(|error| format!("{}: {error}", path.display()));
+    let _ = fs::remove_file(path);
+    dump
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>> {
+    let digits = text.as_bytes().chunks_exact(2);
+    digits.map(|pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?)).collect()
+}
+
+/// A program that shows a crash.
+pub struct Running {
+    child: Child,
+    /// Its standard input.
+    pub input: ChildStdin,
+    /// What it prints.
+    pub output: Output,
+    dir: tempfile::TempDir,
+}
+
+impl Running {
+    /// Starts a program in a folder of its own.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(program: &Path, args: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let mut child = Command::new(program)
+            .args(args)
+            .current_dir(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| program.display().to_string())?;
+        let input = child.stdin.take().context("no input")?;
+        let output = BufReader::new(child.stdout.take().context("no output")?).lines();
+        Ok(Self { child, input, output, dir })
+    }
+
+    /// Follows the crash.
+    ///
+    /// # Errors
+    /// As [`follow`].
+    pub fn crash(&mut self) -> Result<Crash> {
+        follow(&mut self.input, &mut self.output, self.dir.path())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error says that it is gone already; its sandboxes follow it into death.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A row of the comparison.
+pub struct Row {
+    /// What is compared.
+    pub field: &'static str,
+    /// What each way says; `None` where it does not.
+    pub values: [Option<String>; 3],
+}
+
+impl Row {
+    /// Whether those that say something say the same.
+    pub fn agrees(&self) -> bool {
+        let mut said = self.values.iter().flatten();
+        let first = said.next();
+        said.all(|value| Some(value) == first)
+    }
+}
+
+/// Registers that all ways have, and that mean the same in all.
+const COMPARED: [&str; 24] = [
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    "eax", "ebx", "ecx", "edx", "esi", "edi", "ebp", "esp",
+];
+
+/// Compares what the ways say of a crash, field by field.
+pub fn compare(crash: &Crash) -> Vec<Row> {
+    let all = |of: &dyn Fn(&Dump) -> Option<String>| [0, 1, 2].map(|i| crash.ways[i].as_ref().ok().and_then(of));
+    let exception = |of: &dyn Fn(&ascetic_tools::dump::Exception) -> Option<String>| {
+        all(&|dump: &Dump| dump.exception.as_ref().and_then(of))
+    };
+    let registers = |dump: &Dump| -> Option<Registers> { dump.threads.first()?.registers.clone().ok() };
+    let hex = |value: u64| Some(format!("{value:#x}"));
+    let state = |dump: &Dump| {
+        let registers = registers(dump)?;
+        let values: BTreeMap<_, _> =
+            COMPARED.iter().filter_map(|name| Some((name, registers.get(dump.arch, name)?))).collect();
+        Some(values.iter().map(|(name, value)| format!("{name}={value:x}")).collect::<Vec<_>>().join(" "))
+    };
+    let vectors = |dump: &Dump| {
+        let mut extended = registers(dump)?.extended;
+        // The kernel's 32-bit sigreturn loses the last opcode of x87 (`arch/x86/kernel/fpu/regset.c`, `convert_to_fxsr`).
+        extended.get_mut(FXSAVE_OPCODE)?.fill(0);
+        Some(hex::encode(extended.get(..FXSAVE_REGISTERS)?))
+    };
+    let backtrace = |dump: &Dump| {
+        let frames = dump.backtrace_of(dump.threads.first()?);
+        Some(frames.iter().map(|frame| format!("{frame:#x}")).collect::<Vec<_>>().join(" "))
+    };
+    vec![
+        Row { field: "thread", values: exception(&|e| Some(e.thread.to_string())) },
+        Row { field: "signal", values: exception(&|e| Some(e.signal.to_string())) },
+        Row { field: "code", values: exception(&|e| e.code.map(|code| code.to_string())) },
+        Row { field: "address", values: exception(&|e| hex(e.address)) },
+        Row { field: "program counter", values: exception(&|e| hex(e.pc)) },
+        Row { field: "denied call", values: exception(&|e| e.denied.map(|(nr, args)| format!("{nr} {args:x?}"))) },
+        Row { field: "backtrace", values: all(&backtrace) },
+        Row { field: "registers", values: all(&state) },
+        Row { field: "x87 and SSE", values: all(&vectors) },
+    ]
+}
+
+/// Where FXSAVE has the opcode of the last x87 instruction.
+const FXSAVE_OPCODE: std::ops::Range<usize> = 6..8;
+/// Bytes of FXSAVE that hold registers, on both architectures: control words, eight of x87's and eight of SSE's.
+const FXSAVE_REGISTERS: usize = 288;
+
+/// Kinds of crashes of which only some ways can tell: the kind, and the ways. Nothing runs in the sandbox any more when SIGKILL
+/// ends a task, and the kernel writes no core then.
+const ONLY: [(&str, &[usize]); 3] = [("strict", &[2]), ("outside", &[2]), ("trusted", &[2])];
+
+/// Has every kind of crash happen, and checks that all ways say the same; what they said, in short.
+///
+/// # Errors
+/// Naming what differs.
+pub fn matrix(programs: &Programs) -> Result<String> {
+    let kinds = crate::host::run(Command::new(&programs.guests).arg("crashes"))?;
+    let mut problems = Vec::new();
+    let mut cells = 0;
+    for line in kinds.lines() {
+        let (kind, signal) = line.split_once(' ').with_context(|| line.to_owned())?;
+        let crash = Running::start(&programs.guests, &["crash", kind])?.crash().with_context(|| kind.to_owned())?;
+        let expected = ONLY.iter().find(|(only, _)| *only == kind).map_or(&[0, 1, 2][..], |(_, ways)| ways);
+        for (i, way) in crash.ways.iter().enumerate() {
+            let elsewhere = matches!(way, Err(why) if why.contains("goes elsewhere"));
+            match way {
+                Ok(dump) if !expected.contains(&i) => {
+                    problems
+                        .push(format!("{kind}, {}: a dump, and there should be none: {:?}", WAYS[i], dump.exception));
+                }
+                Err(why) if expected.contains(&i) && !elsewhere => problems.push(format!("{kind}, {}: {why}", WAYS[i])),
+                Ok(_) => cells += 1,
+                Err(_) => {}
+            }
+        }
+        let rows = compare(&crash);
+        for row in &rows {
+            if !row.agrees() {
+                problems.push(format!("{kind}: {}: {:#?}", row.field, row.values));
+            }
+            if row.field == "signal" && row.values.iter().flatten().any(|value| value != signal) {
+                problems.push(format!("{kind}: signal {signal} was expected: {:?}", row.values));
+            }
+            if row.field == "denied call"
+                && ["denied", "strict"].contains(&kind)
+                && row.values.iter().flatten().next().is_none()
+            {
+                problems.push(format!("{kind}: nobody names the call"));
+            }
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(format!("{} kinds of crashes, {cells} dumps", kinds.lines().count()))
+}
