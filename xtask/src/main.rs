@@ -14,6 +14,7 @@ mod i686;
 mod initramfs;
 mod kernels;
 mod qemu;
+mod readers;
 mod symbols;
 mod test;
 mod tidy;

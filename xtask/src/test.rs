@@ -15,7 +15,7 @@ use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
 use crate::kernels::{self, KERNELS};
 use crate::qemu::{self, Accel, End, Machine};
-use crate::{audit, cache, capi, demo, dumps, root, tidy};
+use crate::{audit, cache, capi, demo, dumps, readers, root, tidy};
 
 /// How long a case may take here.
 const CASE_LIMIT: Duration = Duration::from_secs(90);
@@ -183,6 +183,7 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     for programs in built.iter().filter(|_| everything || options.filter == "dumps") {
         if programs.arch == Arch::X86_64 || host::ia32_runs() {
+            tally.step(&format!("minidump-stackwalk and gdb, {}", programs.arch), readers::check(programs));
             match dumps::matrix(programs) {
                 Ok(what) => tally.step(&format!("three ways to a dump agree, {}: {what}", programs.arch), Ok(())),
                 Err(error) => tally.step(&format!("three ways to a dump agree, {}", programs.arch), Err(error)),
