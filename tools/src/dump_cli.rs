@@ -112,7 +112,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read;
     const MAX: u64 = 16 << 20;
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).and_then(|file| file.take(MAX).read_to_end(&mut bytes));
+    let file = dump::open(path).and_then(|file| file.take(MAX).read_to_end(&mut bytes));
     file.map(|_| bytes).map_err(|error| format!("{}: {error}", path.display()))
 }
 

@@ -3,7 +3,6 @@
 //! A core's memory is the guest's, and its notes are the kernel's; but whoever hands in a core may have made it up, so nothing
 //! in it is trusted to be in bounds.
 
-use std::fs::File;
 use std::path::Path;
 
 use ascetic::fault::classify::{self, Class};
@@ -15,6 +14,7 @@ use object::elf::{
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader};
 use object::{Endianness, FileKind, ReadCache, ReadRef};
 
+use super::elf::NO_CODE;
 use super::notes::{self, SigInfo};
 use super::{Dump, Exception, Facts, MapsEntry, Origin, Registers, Role, Thread, Way, clean};
 
@@ -49,7 +49,7 @@ pub enum NoCore {
 /// # Errors
 /// It cannot be read, or is none.
 pub fn read_file(path: &Path, facts: &Facts) -> Result<Dump, NoCore> {
-    let cache = ReadCache::new(File::open(path)?);
+    let cache = ReadCache::new(super::open(path)?);
     read(&cache, facts).ok_or(NoCore::None)
 }
 
@@ -195,8 +195,10 @@ fn fill(dump: &mut Dump, found: Found, facts: &Facts) {
         }
         let denied = info.as_ref().filter(|info| info.signal == SIGSYS && info.code > 0);
         let denied = denied.map(|info| (u64::from(info.call as u32), call_args(arch, registers)));
-        let (code, address) =
-            info.map_or((None, 0), |info| (Some(info.code), if info.code > 0 { info.address } else { 0 }));
+        let (code, address) = info.map_or((None, 0), |info| {
+            let code = (info.code != NO_CODE).then_some(info.code);
+            (code, if code.is_none_or(|code| code > 0) { info.address } else { 0 })
+        });
         dump.exception = Some(Exception {
             thread: *pid,
             signal: *signal,
@@ -310,6 +312,32 @@ fn copy<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment], from
                 dump.missing.push(format!("memory at {:#x}: the core is cut short", a.saturating_add(have)));
             }
             Err(()) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dump::samples;
+
+    #[test]
+    fn of_both_architectures() {
+        for (arch, bytes) in samples::cores() {
+            let dump = read(bytes, &Facts::default()).unwrap();
+            let happened = dump.exception.as_ref().unwrap();
+            let told = (happened.signal, happened.code, happened.address, happened.class, happened.origin);
+            assert_eq!(told, (11, Some(1), 0x10, Class::NullPointer, Origin::Kernel));
+            let registers = dump.threads[0].registers.as_ref().unwrap();
+            let (name, value) =
+                if arch == Arch::X86_64 { ("r15", 0x1122_3344_5566_7788) } else { ("esi", 0x1122_3344) };
+            assert_eq!((registers.get(arch, name), registers.pc(arch)), (Some(value), Some(happened.pc)));
+            // The register xmm5.
+            assert_eq!(registers.extended[160 + 5 * 16..][..8], u64::to_le_bytes(value));
+            assert!(dump.read(registers.sp(arch).unwrap(), 64).len() == 64 && dump.read(happened.pc, 2).len() == 2);
+            // `_start` calls `middle`, which calls `inner`.
+            assert!(dump.walk(registers).len() >= 3);
+            assert_eq!(&dump.missing[..], &[""; 0]);
         }
     }
 }

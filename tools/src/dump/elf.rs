@@ -13,6 +13,8 @@ use super::{Dump, Registers};
 
 /// What FXSAVE takes, in bytes.
 const FXSAVE: usize = 512;
+/// `si_code` where nobody knows it.
+pub(super) const NO_CODE: i32 = i32::MIN;
 /// The page size in which `NT_FILE` counts.
 const PAGE: u64 = 4096;
 
@@ -78,7 +80,7 @@ fn notes(dump: &Dump) -> Vec<u8> {
         if i == 0 {
             if let Some(e) = &dump.exception {
                 let call = e.denied.map_or(0, |(nr, _)| nr as i32);
-                let info = SigInfo { signal: e.signal, code: e.code.unwrap_or(0), address: e.address, call };
+                let info = SigInfo { signal: e.signal, code: e.code.unwrap_or(NO_CODE), address: e.address, call };
                 note(&mut all, "CORE", NT_SIGINFO, &notes::write_siginfo(dump.arch, &info));
             }
             note(&mut all, "CORE", NT_AUXV, &dump.auxv);
@@ -138,4 +140,33 @@ fn files(dump: &Dump) -> Vec<u8> {
         bytes.push(0);
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dump::{Facts, core, record, samples};
+
+    #[test]
+    fn what_is_written_is_read() {
+        let records = samples::records().map(|(_, bytes)| record::read(bytes, &Facts::default()).unwrap());
+        let cores = samples::cores().map(|(_, bytes)| core::read(bytes, &Facts::default()).unwrap());
+        for dump in records.into_iter().chain(cores) {
+            let bytes = write(&dump).unwrap();
+            let again = core::read(&*bytes, &Facts::default()).unwrap();
+            assert_eq!(again.auxv, dump.auxv);
+            let (is, was) = (again.exception.as_ref().unwrap(), dump.exception.as_ref().unwrap());
+            let told = (is.signal, is.address, is.pc, is.thread);
+            assert_eq!(told, (was.signal, was.address, was.pc, was.thread));
+            let (is, was) = (again.threads[0].registers.clone().unwrap(), dump.threads[0].registers.clone().unwrap());
+            for (i, name) in dump.arch.registers().iter().enumerate() {
+                let kept = notes::order(dump.arch).contains(name);
+                assert_eq!(is.general[i], if kept { was.general[i] } else { 0 }, "{name}");
+            }
+            assert_eq!(is.extended, was.extended);
+            for piece in &dump.memory {
+                assert_eq!(again.read(piece.address, piece.bytes.len()), piece.bytes, "{:#x}", piece.address);
+            }
+        }
+    }
 }

@@ -327,6 +327,24 @@ fn amd64(registers: &Registers) -> CONTEXT_AMD64 {
     }
 }
 
+/// FSAVE's two bits for each register, of FXSAVE's one: 0 a number, 1 zero, 2 special, 3 empty. The tags are in the order of
+/// the registers, and what is stored is in that of the stack (Intel's manual, volume 1, 8.1.7 and 10.5.1.1).
+fn tags(words: &Fxsave) -> u32 {
+    let top = usize::from(words.status >> 11 & 7);
+    (0..8).fold(0, |tags, i| {
+        let value = u128::from_le_bytes(words.stack[(i + 8 - top) % 8]);
+        let (mantissa, exponent) = (value as u64, (value >> 64) as u16 & 0x7fff);
+        let tag = match exponent {
+            _ if words.tag >> i & 1 == 0 => 3,
+            0 if mantissa == 0 => 1,
+            0 | 0x7fff => 2,
+            _ if mantissa >> 63 == 0 => 2,
+            _ => 0,
+        };
+        tags | tag << (2 * i)
+    })
+}
+
 fn x86(registers: &Registers) -> CONTEXT_X86 {
     const PARTS: u32 = 0x2f; // control, integer, segments, floating point, extended
     let get = |name| registers.get(Arch::X86, name).unwrap_or(0) as u32;
@@ -355,11 +373,13 @@ fn x86(registers: &Registers) -> CONTEXT_X86 {
     let words = words(&area);
     let float = &mut context.float_save;
     (float.control_word, float.status_word) = (words.control.into(), words.status.into());
-    // FXSAVE says only whether a register is used; 11 is "not", two bits each.
-    float.tag_word = (0..8).filter(|i| words.tag >> i & 1 == 0).fold(0, |tag, i| tag | 3 << (2 * i));
+    float.tag_word = tags(&words);
     (float.error_offset, float.error_selector) = (words.error_offset, words.error_selector);
     (float.data_offset, float.data_selector) = (words.data_offset, words.data_selector);
     let values = words.stack.iter().flat_map(|register| &register[..10]);
     float.register_area.iter_mut().zip(values).for_each(|(to, from)| *to = *from);
     context
 }
+
+#[cfg(test)]
+mod tests;

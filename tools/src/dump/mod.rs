@@ -28,6 +28,20 @@ pub use model::{
     Call, Dump, Exception, MapsEntry, Memory, Module, Origin, Refusal, Registers, Role, Thread, Way, Words,
 };
 
+/// Opens a file to read, and waits for nobody if it is something else, such as a pipe.
+///
+/// # Errors
+/// It cannot be opened, or is no regular file.
+pub fn open(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"))
+}
+
 /// What could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum NotWritten {
