@@ -1,7 +1,6 @@
 //! A crash, dumped in all three ways at once: what each says, side by side.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -10,8 +9,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ascetic_tools::dump::facts::Ended;
-use ascetic_tools::dump::live::Tracer;
-use ascetic_tools::dump::{Dump, Facts, Registers, Role, core, record};
+use ascetic_tools::dump::{Dump, Facts, Registers, Role, kernel, live, record};
 
 use crate::guests::Programs;
 
@@ -47,7 +45,7 @@ pub fn follow(input: &mut ChildStdin, output: &mut Output, dir: &Path) -> Result
     let pair = numbers(&line)?;
     let [t, u] = pair[..] else { bail!("`{line}` is no pair") };
     let (seized, is_seized) = mpsc::channel();
-    let tracer = thread::spawn(move || trace(&[t, u], &seized));
+    let tracer = thread::spawn(move || live::watch(&[t, u], &seized));
     is_seized.recv().context("the tracer ended")?;
     input.write_all(b"\n")?;
 
@@ -79,35 +77,9 @@ pub fn follow(input: &mut ChildStdin, output: &mut Output, dir: &Path) -> Result
     };
     let traced = tracer.join().map_err(|_| anyhow!("the tracer panicked"))?;
     let recorded = record::read(&bytes, &facts).ok_or_else(|| "none: the guest did not live to write one".to_owned());
-    let cored = cored(dir, facts.ended.map_or(u, |ended| ended.task), &ended, &facts);
+    let task = facts.ended.map_or(u, |ended| ended.task);
+    let cored = kernel::core_of(dir, task, &facts).map_err(|why| why.to_string());
     Ok(Crash { record: bytes, guest: u, ended, ways: [recorded, cored, traced] })
-}
-
-/// Traces tasks until all have ended; says when it has begun, or cannot.
-fn trace(pids: &[u32], begun: &mpsc::Sender<()>) -> Result<Dump, String> {
-    let tracer = Tracer::seize(pids).map_err(|error| error.to_string());
-    let _ = begun.send(());
-    let mut found = None;
-    let followed = tracer?.follow(|| (), || (), |dump| found = Some(dump.clone()));
-    followed.map_err(|error| error.to_string())?;
-    found.ok_or_else(|| "no task crashed".to_owned())
-}
-
-/// The core in a folder, if the kernel writes them there.
-fn cored(dir: &Path, pid: u32, ended: &str, facts: &Facts) -> Result<Dump, String> {
-    let setting = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
-    let pattern = setting("core_pattern");
-    if pattern.trim_end() != "core" {
-        return Err(format!("core_pattern is `{}`: it goes elsewhere", pattern.trim_end()));
-    }
-    if !ended.contains("core dumped") {
-        return Err("none: the kernel writes none for SIGKILL, or RLIMIT_CORE forbids it".to_owned());
-    }
-    let name = if setting("core_uses_pid").trim() == "1" { format!("core.{pid}") } else { "core".to_owned() };
-    let path = dir.join(name);
-    let dump = core::read_file(&path, facts).map_err(|error| format!("{}: {error}", path.display()));
-    let _ = fs::remove_file(path);
-    dump
 }
 
 fn unhex(text: &str) -> Result<Vec<u8>> {

@@ -3,7 +3,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use ascetic::broker::Refused;
+use ascetic::sandbox::Sandbox;
 use object::elf::{ELF_NOTE_GNU, FileHeader32, FileHeader64, NT_GNU_BUILD_ID};
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader, SectionHeader};
 use object::{Endianness, FileKind};
@@ -91,6 +94,25 @@ impl Facts {
         facts
     }
 
+    /// What is known of a sandbox: for [`Config::dying`](ascetic::sandbox::Config::dying), when the guest may be gone and T, which
+    /// has the same memory, is still there.
+    pub fn of_sandbox(sandbox: &Sandbox<'_>) -> Self {
+        let (t, u) = sandbox.pids();
+        let mut facts = Self::of_process(t);
+        facts.process = u;
+        facts.time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        facts.ended = sandbox.crashed().map(|(task, signal)| Ended { task, signal });
+        for (t, u) in sandbox.tasks() {
+            [(t, Role::Trusted), (u, Role::Guest)]
+                .into_iter()
+                .filter(|(id, _)| *id != 0)
+                .for_each(|(id, role)| facts.add_task(id, role));
+        }
+        facts.refusals = sandbox.refusals().0.map(refusal).collect();
+        facts.self_check.extend(super::kernel::self_check(t));
+        facts
+    }
+
     /// Adds a task, with the name that `/proc` has for it.
     pub fn add_task(&mut self, id: u32, role: Role) {
         let name = read(&format!("/proc/{id}/comm"), 64).unwrap_or_default();
@@ -144,6 +166,17 @@ impl Dump {
                 origin: Origin::Supervisor,
             });
         }
+    }
+}
+
+fn refusal(refused: &Refused) -> Refusal {
+    Refusal {
+        nr: refused.nr,
+        args: refused.args.map(|arg| arg as u64),
+        pc: refused.pc as u64,
+        path: super::clean(refused.path()),
+        errno: refused.errno,
+        rule: refused.rule.to_owned(),
     }
 }
 

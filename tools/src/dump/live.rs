@@ -48,7 +48,8 @@ pub enum NotTraced {
     Gone(u32),
 }
 
-/// The tasks that a helper has seized. Tracing is a thread's: it is of use only in the thread that made it.
+/// The tasks that a helper has seized. Tracing is a thread's: it is of use only in the thread that made it; and that must not be
+/// one of the process whose children they are, which could hear of their ends no more.
 #[derive(Debug, Default)]
 pub struct Tracer {
     tasks: BTreeMap<u32, Role>,
@@ -368,4 +369,17 @@ fn siginfo(pid: u32) -> Option<SigInfo> {
     // SAFETY: its bytes are initialised: zeros, or the kernel's.
     let bytes = unsafe { std::slice::from_raw_parts((&raw const info).cast::<u8>(), size_of_val(&info)) };
     notes::read_siginfo(if cfg!(target_pointer_width = "64") { Arch::X86_64 } else { Arch::X86 }, bytes)
+}
+
+/// Traces tasks until all have ended; says when it has begun. What it saw of a crash.
+///
+/// # Errors
+/// They cannot be traced, or none crashed.
+pub fn watch(pids: &[u32], begun: &std::sync::mpsc::Sender<()>) -> Result<Dump, String> {
+    let tracer = Tracer::seize(pids).map_err(|error| error.to_string());
+    let _ = begun.send(());
+    let mut found = None;
+    let followed = tracer?.follow(|| (), || (), |dump| found = Some(dump.clone()));
+    followed.map_err(|error| error.to_string())?;
+    found.ok_or_else(|| "no task crashed".to_owned())
 }

@@ -3,10 +3,12 @@
 //! A [`Dump`] is what all ways lead to and all formats are made of.
 
 mod clean;
+pub mod collect;
 pub mod core;
 pub mod elf;
 pub mod facts;
 pub mod json;
+pub mod kernel;
 pub mod live;
 mod maps;
 pub mod minidump;
@@ -25,7 +27,7 @@ pub use maps::NoMapsEntry;
 use names::{arch_name, call_name, signal_name};
 
 pub use model::{
-    Call, Dump, Exception, MapsEntry, Memory, Module, Origin, Refusal, Registers, Role, Thread, Way, Words,
+    Arch, Call, Dump, Exception, MapsEntry, Memory, Module, Origin, Refusal, Registers, Role, Thread, Way, Words,
 };
 
 /// Opens a file to read, and waits for nobody if it is something else, such as a pipe.

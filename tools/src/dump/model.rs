@@ -275,6 +275,45 @@ impl Dump {
         }
     }
 
+    /// Takes a range of addresses out of the memory.
+    pub fn redact(&mut self, range: &std::ops::Range<u64>) {
+        let pieces = std::mem::take(&mut self.memory);
+        for piece in pieces {
+            let end = piece.address.saturating_add(piece.bytes.len() as u64);
+            let cut =
+                |address: u64| usize::try_from(address.clamp(piece.address, end) - piece.address).unwrap_or(usize::MAX);
+            let (from, to) = (cut(range.start), cut(range.end).max(cut(range.start)));
+            let kept = [(piece.address, &piece.bytes[..from]), (piece.address + to as u64, &piece.bytes[to..])];
+            for (address, bytes) in kept.into_iter().filter(|(_, bytes)| !bytes.is_empty()) {
+                self.memory.push(Memory { address, bytes: bytes.to_vec() });
+            }
+        }
+    }
+
+    /// Cuts memory to so many bytes: of the crashed thread, what is nearest above its stack pointer and around its program
+    /// counter goes last.
+    pub fn cap(&mut self, bytes: usize) {
+        let crashed = self.threads.first().and_then(|thread| thread.registers.as_ref().ok());
+        let places = crashed.map(|registers| [registers.pc(self.arch), registers.sp(self.arch)]);
+        let near = |piece: &Memory| {
+            let end = piece.address.saturating_add(piece.bytes.len() as u64);
+            places.into_iter().flatten().flatten().position(|place| (piece.address..end).contains(&place)).unwrap_or(2)
+        };
+        let mut order: Vec<usize> = (0..self.memory.len()).collect();
+        order.sort_by_key(|i| near(&self.memory[*i]));
+        let (mut room, mut cut) = (bytes, false);
+        for i in order {
+            let piece = &mut self.memory[i];
+            cut |= piece.bytes.len() > room;
+            piece.bytes.truncate(room);
+            room -= piece.bytes.len();
+        }
+        self.memory.retain(|piece| !piece.bytes.is_empty());
+        if cut {
+            self.missing.push(format!("memory beyond {bytes} bytes was not asked for"));
+        }
+    }
+
     /// The bytes at an address, as far as they are in the dump and up to `len`.
     pub fn read(&self, address: u64, len: usize) -> &[u8] {
         let behind = self.memory.partition_point(|memory| memory.address <= address);

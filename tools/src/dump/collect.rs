@@ -1,0 +1,270 @@
+//! For embedders: runs a guest, and makes a dump of it if it crashes, in the ways that are asked for.
+
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use ascetic::sandbox::{self, Cause, Config, Core, Hook, Outcome, RECORD_MAX, Sandbox};
+
+use super::symbols::Symbols;
+use super::{Dump, Facts, NotWritten, Way, core, record, write_all};
+
+/// Which ways to a dump are gone. Each is on or off for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ways {
+    /// The reporter in the sandbox writes a record. Always possible; a guest can forge or suppress it.
+    pub record: bool,
+    /// The kernel writes a core, where `core_pattern` says. With files, `core` in the current folder is taken from there.
+    pub core: bool,
+    /// A helper process traces the sandbox: `ascetic-watch`, which [`Collector::watcher`] names.
+    pub ptrace: bool,
+}
+
+impl Ways {
+    /// All three.
+    pub const ALL: Self = Self { record: true, core: true, ptrace: true };
+    /// What needs nothing of the machine.
+    pub const RECORD: Self = Self { record: true, core: false, ptrace: false };
+}
+
+/// A crash: a dump by each way that was gone and led to one, and why others did not.
+#[derive(Debug)]
+pub struct Crash {
+    /// The dumps, in the order record, core, ptrace.
+    pub dumps: Vec<Dump>,
+    /// The files that were written, without what tells formats apart.
+    pub files: Vec<PathBuf>,
+    /// Why a way that was gone led to nothing.
+    pub missing: Vec<String>,
+}
+
+/// Who is told of a dump before it is written.
+type Told<'a> = Box<dyn Fn(&Dump) + 'a>;
+
+/// What to do about crashes.
+///
+/// ```no_run
+/// use ascetic::{policy::Policy, sandbox::Config};
+/// use ascetic_tools::dump::collect::{Collector, Ways};
+///
+/// extern "C" fn guest(_: usize) -> i32 {
+///     0
+/// }
+/// let policy = Policy::new();
+/// let collector = Collector::new(Ways::ALL).folder("crashes").annotate("version", "1.2").cap(1 << 20);
+/// let (outcome, crash) = collector.run(&Config::new(&policy), guest, 0, None)?;
+/// for dump in crash.iter().flat_map(|crash| &crash.dumps) {
+///     println!("{outcome:?}: {:?}", dump.exception);
+/// }
+/// # Ok::<(), ascetic_tools::dump::collect::Error>(())
+/// ```
+pub struct Collector<'a> {
+    ways: Ways,
+    folder: Option<PathBuf>,
+    cap: usize,
+    annotations: Vec<(String, String)>,
+    redacted: Vec<Range<u64>>,
+    symbols: Symbols,
+    watcher: PathBuf,
+    told: Option<Told<'a>>,
+}
+
+/// A guest could not be run, or its dump not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The sandbox could not be made.
+    #[error("{0}")]
+    Sandbox(ascetic::error::Error),
+    /// There is no room for what the helper writes.
+    #[error("a folder for what is traced: {0}")]
+    Scratch(std::io::Error),
+    /// A dump could not be written; the guest has run.
+    #[error(transparent)]
+    Written(#[from] NotWritten),
+}
+
+impl<'a> Collector<'a> {
+    /// In these ways; nothing is written anywhere yet.
+    pub fn new(ways: Ways) -> Self {
+        let (annotations, redacted) = (Vec::new(), Vec::new());
+        let (symbols, watcher) = (Symbols::default(), PathBuf::from("ascetic-watch"));
+        Self { ways, folder: None, cap: usize::MAX, annotations, redacted, symbols, watcher, told: None }
+    }
+
+    /// Writes each dump in all formats into a folder: `<pid>-<way>.dmp`, `.core`, `.json`, `.txt`.
+    #[must_use]
+    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder = Some(folder.into());
+        self
+    }
+
+    /// Bytes of memory in a dump, at most. What tells most is kept: what is near the crashed thread's program counter and stack
+    /// pointer.
+    #[must_use]
+    pub fn cap(mut self, bytes: usize) -> Self {
+        self.cap = bytes;
+        self
+    }
+
+    /// Adds a name and a value to every dump. The guest adds its own by `untrusted::annotate`.
+    #[must_use]
+    pub fn annotate(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.annotations.push((name.into(), value.into()));
+        self
+    }
+
+    /// Keeps addresses of the guest out of every dump that is written here. A core that the kernel writes has what
+    /// `coredump_filter` and `MADV_DONTDUMP` leave in it.
+    #[must_use]
+    pub fn redact(mut self, range: Range<u64>) -> Self {
+        self.redacted.push(range);
+        self
+    }
+
+    /// Programs whose functions, files and lines the text names.
+    #[must_use]
+    pub fn symbols(mut self, symbols: Symbols) -> Self {
+        self.symbols = symbols;
+        self
+    }
+
+    /// Where the program `ascetic-watch` is, if not in `PATH`.
+    #[must_use]
+    pub fn watcher(mut self, program: impl Into<PathBuf>) -> Self {
+        self.watcher = program.into();
+        self
+    }
+
+    /// Tells somebody of each dump, before it is written.
+    #[must_use]
+    pub fn tell(mut self, told: impl Fn(&Dump) + 'a) -> Self {
+        self.told = Some(Box::new(told));
+        self
+    }
+
+    /// Runs `entry(arg)` in a sandbox to its end, or to `deadline`. `None` if it did not crash: it exited, or whoever killed it
+    /// is this process.
+    ///
+    /// # Errors
+    /// There is no sandbox, or a dump cannot be written.
+    pub fn run(
+        &self,
+        config: &Config<'_>,
+        entry: extern "C" fn(usize) -> i32,
+        arg: usize,
+        deadline: Option<Duration>,
+    ) -> Result<(Outcome, Option<Crash>), Error> {
+        let facts = RefCell::new(Facts::default());
+        let tracing = RefCell::new(None);
+        // What the helper writes is read again, for what is added and taken out here.
+        let scratch = self.ways.ptrace.then(tempfile::tempdir).transpose().map_err(Error::Scratch)?;
+        let born = |sandbox: &Sandbox<'_>| {
+            if let Some(scratch) = &scratch {
+                *tracing.borrow_mut() = Some(Tracing::start(&self.watcher, sandbox, scratch.path()));
+            }
+            if let Some(Hook(more)) = config.born {
+                more(sandbox);
+            }
+        };
+        let dying = |sandbox: &Sandbox<'_>| {
+            *facts.borrow_mut() = Facts::of_sandbox(sandbox);
+            if let Some(Hook(more)) = config.dying {
+                more(sandbox);
+            }
+        };
+        let limits = Core { limit: usize::MAX, filter: None, trusted: false };
+        let core = if self.ways.core { config.core.or(Some(limits)) } else { config.core };
+        // The helper is a child of this process, and so no ancestor of the tasks.
+        let tracer = if self.ways.ptrace { config.tracer.or(Some(-1)) } else { config.tracer };
+        let config = Config { born: Some(Hook(&born)), dying: Some(Hook(&dying)), core, tracer, ..*config };
+        let mut sandbox = sandbox::spawn(&config, entry, arg).map_err(Error::Sandbox)?;
+        let outcome = sandbox.wait(deadline);
+        let mut room = vec![0; RECORD_MAX];
+        let recorded = sandbox.record(&mut room).to_vec();
+        let (_, guest) = sandbox.pids();
+        drop(sandbox);
+        let mut facts = facts.into_inner();
+        facts.annotations.clone_from(&self.annotations);
+        let traced = tracing.into_inner().map(|tracer| tracer.and_then(|tracer| tracer.dump(&facts)));
+        if !matches!(outcome.cause, Cause::Guest | Cause::TrustedDied) || facts.ended.is_none() {
+            return Ok((outcome, None));
+        }
+        let mut found = Vec::new();
+        let mut missing = Vec::new();
+        let mut add = |way: &str, dump: Result<Dump, String>| match dump {
+            Ok(dump) => found.push((way.to_owned(), dump)),
+            Err(why) => missing.push(format!("{way}: {why}")),
+        };
+        if self.ways.record {
+            let dump = record::read(&recorded, &facts);
+            add("record", dump.ok_or_else(|| "the guest did not live to write one".to_owned()));
+        }
+        if self.ways.core {
+            let task = facts.ended.map_or(guest, |ended| ended.task);
+            add("core", super::kernel::core_of(Path::new("."), task, &facts).map_err(|why| why.to_string()));
+        }
+        if let Some(traced) = traced {
+            add("ptrace", traced);
+        }
+        let mut crash = Crash { dumps: Vec::new(), files: Vec::new(), missing };
+        for (way, mut dump) in found {
+            self.redacted.iter().for_each(|range| dump.redact(range));
+            dump.cap(self.cap);
+            if let Some(told) = &self.told {
+                told(&dump);
+            }
+            if let Some(folder) = &self.folder {
+                let stem = format!("{}-{way}", dump.process);
+                write_all(&dump, folder, &stem, &self.symbols)?;
+                crash.files.push(folder.join(stem));
+            }
+            crash.dumps.push(dump);
+        }
+        Ok((outcome, Some(crash)))
+    }
+}
+
+/// A process that traces a sandbox.
+struct Tracing(Child, BufReader<ChildStdout>);
+
+impl Tracing {
+    /// Has the program trace a sandbox, and waits until it does.
+    fn start(program: &Path, sandbox: &Sandbox<'_>, folder: &Path) -> Result<Self, String> {
+        let mut command = Command::new(program);
+        for pid in sandbox.tasks().flat_map(|(t, u)| [t, u]).filter(|pid| *pid != 0) {
+            command.arg("--pid").arg(pid.to_string());
+        }
+        let child =
+            command.arg("--out").arg(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.map_err(|error| format!("{}: {error}", program.display()))?;
+        let mut output = BufReader::new(child.stdout.take().ok_or("no output")?);
+        let mut line = String::new();
+        // An error leaves the line empty.
+        let _ = output.read_line(&mut line);
+        let this = Self(child, output);
+        if line == "ready\n" { Ok(this) } else { Err(this.end().err().unwrap_or_else(|| "it is not ready".to_owned())) }
+    }
+
+    /// Waits until it has ended, as it does when the sandbox has; what it printed.
+    fn end(mut self) -> Result<String, String> {
+        let (mut text, mut errors) = (String::new(), String::new());
+        let _ = self.1.read_to_string(&mut text);
+        if let Some(mut stderr) = self.0.stderr.take() {
+            let _ = stderr.read_to_string(&mut errors);
+        }
+        let ended = self.0.wait().map_err(|error| error.to_string())?;
+        if ended.success() { Ok(text) } else { Err(errors.trim().to_owned()) }
+    }
+
+    /// What it dumped, from its core: the other formats have less.
+    fn dump(self, facts: &Facts) -> Result<Dump, String> {
+        let text = self.end()?;
+        let stem = text.lines().find_map(|line| line.strip_prefix("dumped ")).ok_or("no task crashed")?;
+        let mut dump = core::read_file(Path::new(&format!("{stem}.core")), facts).map_err(|error| error.to_string())?;
+        dump.way = Way::Ptrace;
+        Ok(dump)
+    }
+}

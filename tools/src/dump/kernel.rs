@@ -1,0 +1,141 @@
+//! What the kernel does with cores on this machine, and what else of it matters to dumps.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::{Dump, Facts, core};
+
+/// Where the kernel writes cores (`core(5)`, `/proc/sys/kernel/core_pattern`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// Files of this name, with `%` for what is filled in; in the folder where the process is unless it begins with `/`, and
+    /// below the process's own root.
+    File(String),
+    /// Standard input of this program, which runs as root, outside of every sandbox.
+    Pipe(String),
+    /// This AF_UNIX socket (since Linux 6.16).
+    Socket(String),
+    /// Nowhere.
+    Nowhere,
+}
+
+impl Pattern {
+    /// What is in force.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn in_force() -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/sys/kernel/core_pattern")?;
+        let uses_pid = fs::read_to_string("/proc/sys/kernel/core_uses_pid").is_ok_and(|text| text.trim() == "1");
+        Ok(Self::parse(text.trim_end_matches('\n'), uses_pid))
+    }
+
+    fn parse(text: &str, uses_pid: bool) -> Self {
+        match text.as_bytes().first() {
+            None => Self::Nowhere,
+            Some(b'|') => Self::Pipe(text[1..].to_owned()),
+            Some(b'@') => Self::Socket(text[1..].to_owned()),
+            Some(_) if uses_pid && !text.contains("%p") => Self::File(format!("{text}.%p")),
+            Some(_) => Self::File(text.to_owned()),
+        }
+    }
+
+    /// The file's name for a process, if only its id is filled in.
+    fn file_of(&self, pid: u32) -> Result<String, NoCore> {
+        match self {
+            Self::File(name) => {
+                let name = name.replace("%p", &pid.to_string());
+                if name.contains('%') || name.starts_with('/') {
+                    Err(NoCore::Elsewhere(self.clone()))
+                } else {
+                    Ok(name)
+                }
+            }
+            _ => Err(NoCore::Elsewhere(self.clone())),
+        }
+    }
+}
+
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(name) => write!(f, "to files `{name}`"),
+            Self::Pipe(program) => write!(f, "to the program `{program}`"),
+            Self::Socket(path) => write!(f, "to the socket `{path}`"),
+            Self::Nowhere => f.write_str("nowhere"),
+        }
+    }
+}
+
+/// There is no core to read.
+#[derive(Debug, thiserror::Error)]
+pub enum NoCore {
+    /// `/proc` cannot be read.
+    #[error("core_pattern: {0}")]
+    Proc(#[from] io::Error),
+    /// It went where this program does not look.
+    #[error("by core_pattern it goes elsewhere: {0}")]
+    Elsewhere(Pattern),
+    /// There is none.
+    #[error(
+        "none: the kernel writes none for SIGKILL, nor beyond RLIMIT_CORE, nor where the process may not write ({0}: {1})"
+    )]
+    None(String, core::NoCore),
+}
+
+/// Reads the core of a task that has ended in `folder`, and removes it.
+///
+/// # Errors
+/// It is not there, or elsewhere.
+pub fn core_of(folder: &Path, pid: u32, facts: &Facts) -> Result<Dump, NoCore> {
+    let name = Pattern::in_force()?.file_of(pid)?;
+    let path = folder.join(&name);
+    let dump = core::read_file(&path, facts).map_err(|error| NoCore::None(name, error))?;
+    let _ = fs::remove_file(path);
+    Ok(dump)
+}
+
+/// What the set-up finds of itself: each by its name, as the kernel has it.
+pub(super) fn self_check(pid: u32) -> Vec<(String, String)> {
+    let setting =
+        |path: &str| fs::read_to_string(path).map_or_else(|error| error.to_string(), |text| text.trim().to_owned());
+    let limits = setting(&format!("/proc/{pid}/limits"));
+    let line =
+        |name: &str| limits.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("unknown").trim().to_owned();
+    let pattern = Pattern::in_force().map_or_else(|error| error.to_string(), |pattern| pattern.to_string());
+    let owner = fs::metadata(format!("/proc/{pid}/mem")).map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
+    let own = fs::metadata("/proc/self/mem").map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
+    // Files of a process that is not dumpable belong to root (`proc(5)`); of root's, nobody can tell.
+    let dumpable = match (owner, own) {
+        (Ok(0), Ok(0)) => "unknown: root's",
+        (Ok(0), Ok(_)) => "no",
+        (Ok(_), _) => "yes",
+        (Err(_), _) => "unknown",
+    };
+    [
+        ("core limit", line("Max core file size")),
+        ("cores go", pattern),
+        ("coredump_filter", setting(&format!("/proc/{pid}/coredump_filter"))),
+        ("dumpable", dumpable.to_owned()),
+        ("yama/ptrace_scope", setting("/proc/sys/kernel/yama/ptrace_scope")),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        let of = |text, uses_pid| Pattern::parse(text, uses_pid);
+        assert_eq!(of("core", true).file_of(7).unwrap(), "core.7");
+        assert_eq!(of("c-%p", true).file_of(7).unwrap(), "c-7");
+        assert_eq!(of("core", false).file_of(7).unwrap(), "core");
+        for elsewhere in ["", "|/bin/x %p", "@/run/s", "/var/core", "core.%e"] {
+            assert!(matches!(of(elsewhere, false).file_of(7), Err(NoCore::Elsewhere(_))), "{elsewhere}");
+        }
+    }
+}

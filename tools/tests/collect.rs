@@ -1,0 +1,115 @@
+//! An embedder's crashes: in the ways that it asks for, with what it and the guest add, and without what it takes out.
+
+use std::cell::RefCell;
+use std::hint::black_box;
+use std::time::Duration;
+
+use ascetic::policy::Policy;
+use ascetic::sandbox::Config;
+use ascetic::sys::Sysno;
+use ascetic::untrusted;
+use ascetic_tools::dump::collect::{Collector, Ways};
+use ascetic_tools::dump::kernel::Pattern;
+use ascetic_tools::dump::{Dump, Origin, Role, Way};
+
+const POLICY: Policy = Policy::new().direct(Sysno::getppid);
+const PATIENCE: Option<Duration> = Some(Duration::from_secs(30));
+
+/// What must be in no dump that it is taken out of.
+static SECRET: [u8; 32] = *b"the secret of this guest's stack";
+
+extern "C" fn crashes(_: usize) -> i32 {
+    let secret = black_box(SECRET);
+    untrusted::annotate("stage", "reading");
+    // SAFETY: refused, so nobody looks at the arguments.
+    let _ = unsafe { untrusted::call(Sysno::openat, [1, 2, 3, 0, 0, 0]) };
+    // SAFETY: none: this is the bug.
+    unsafe { black_box(0x1234 as *mut u8).write_volatile(1) };
+    black_box(secret)[0].into()
+}
+
+extern "C" fn ends(_: usize) -> i32 {
+    3
+}
+
+extern "C" fn spins(_: usize) -> i32 {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+fn has_secret(dump: &Dump) -> bool {
+    dump.memory.iter().any(|memory| memory.bytes.windows(SECRET.len()).any(|window| *window == SECRET))
+}
+
+/// One test: it changes this process's folder, where cores go.
+#[test]
+fn an_embedder_gets_what_it_asks_for() {
+    let folder = tempfile::tempdir().unwrap();
+    std::env::set_current_dir(&folder).unwrap();
+    let files = matches!(Pattern::in_force(), Ok(Pattern::File(name)) if !name.starts_with('/'));
+    let ways = Ways { core: files, ..Ways::ALL };
+    let told = RefCell::new(Vec::new());
+    let collector = Collector::new(ways)
+        .folder(folder.path())
+        .watcher(env!("CARGO_BIN_EXE_ascetic-watch"))
+        .annotate("version", "1.2")
+        .tell(|dump| told.borrow_mut().push(dump.way));
+    let config = Config::new(&POLICY);
+    let (outcome, crash) = collector.run(&config, crashes, 0, PATIENCE).unwrap();
+    let crash = crash.unwrap_or_else(|| panic!("{outcome:?}"));
+    assert_eq!(crash.missing, [""; 0]);
+    let expected: &[Way] = if files { &[Way::Record, Way::Core, Way::Ptrace] } else { &[Way::Record, Way::Ptrace] };
+    assert_eq!(*told.borrow(), expected);
+    let mut places = Vec::new();
+    for (dump, file) in crash.dumps.iter().zip(&crash.files) {
+        let happened = dump.exception.as_ref().unwrap();
+        assert_eq!((happened.signal, happened.address), (11, 0x1234), "{:?}", dump.way);
+        places.push((happened.pc, happened.thread, dump.threads[0].registers.clone().unwrap().sp(dump.arch)));
+        assert!(
+            dump.annotations.contains(&(Origin::Supervisor, "version".to_owned(), "1.2".to_owned())),
+            "{:?}",
+            dump.way
+        );
+        assert!(dump.threads.iter().any(|thread| thread.role == Role::Trusted), "{:?}", dump.way);
+        assert!(dump.modules.iter().any(|module| std::env::current_exe().is_ok_and(|exe| *module.path == exe)));
+        assert!(has_secret(dump), "{:?}", dump.way);
+        for end in ["dmp", "core", "json", "txt"] {
+            let file = format!("{}.{end}", file.display());
+            assert!(std::path::Path::new(&file).is_file(), "{file}");
+        }
+    }
+    places.dedup();
+    assert_eq!(places.len(), 1, "{places:x?}");
+    let record = &crash.dumps[0];
+    assert!(record.annotations.contains(&(Origin::Guest, "stage".to_owned(), "reading".to_owned())));
+    assert_eq!(record.refusals.len(), 1, "{:?}", record.refusals);
+    assert!(record.self_check.iter().any(|(name, _)| name == "yama/ptrace_scope"));
+
+    // What is taken out is in no dump, and no dump has more than was asked for.
+    let stack = places[0].2.unwrap();
+    let watcher = env!("CARGO_BIN_EXE_ascetic-watch");
+    let collector = Collector::new(ways).watcher(watcher).redact(stack..stack + (1 << 20)).cap(100);
+    let (_, again) = collector.run(&config, crashes, 0, PATIENCE).unwrap();
+    for dump in again.unwrap().dumps {
+        let bytes: usize = dump.memory.iter().map(|memory| memory.bytes.len()).sum();
+        assert!(bytes <= 100 && !dump.missing.is_empty(), "{:?}: {bytes}", dump.way);
+    }
+    // Who does not crash leaves nothing.
+    for (guest, patience) in [(ends as extern "C" fn(usize) -> i32, PATIENCE), (spins, Some(Duration::from_millis(50)))]
+    {
+        let (outcome, crash) = collector.run(&config, guest, 0, patience).unwrap();
+        assert!(crash.is_none(), "{outcome:?}: {crash:?}");
+    }
+}
+
+#[test]
+fn a_range_is_taken_out_of_memory() {
+    let mut dump = Dump::new(ascetic_tools::dump::Arch::X86_64, Way::Record);
+    dump.add_memory(0x1000, &[1; 0x1000]);
+    dump.redact(&(0x1100..0x1200));
+    let pieces: Vec<_> = dump.memory.iter().map(|memory| (memory.address, memory.bytes.len())).collect();
+    assert_eq!(pieces, [(0x1000, 0x100), (0x1200, 0xe00)]);
+    dump.redact(&(0..u64::MAX));
+    assert!(dump.memory.is_empty());
+}
