@@ -171,7 +171,7 @@ fn exception(exception: &Exception, thread_context: Location) -> MINIDUMP_EXCEPT
         __align: 0,
         exception_record: MINIDUMP_EXCEPTION {
             exception_code: exception.signal as u32,
-            exception_flags: exception.code.unwrap_or(0) as u32,
+            exception_flags: exception.code.unwrap_or(super::elf::NO_CODE) as u32,
             exception_record: 0,
             exception_address: exception.address,
             number_parameters: if exception.denied.is_some() { 7 } else { 0 },
