@@ -13,6 +13,8 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::Value;
 
+use crate::dumps;
+
 /// Measures, prints a table, and writes `target/bench/lanes.json` and `target/bench/lanes.svg`.
 ///
 /// # Errors
@@ -182,6 +184,7 @@ fn targets(results: &Value, rows: &[Row]) -> Vec<Target> {
         target("thread created and joined, µs", ms("thread").map(|ms| ms * 1e3), 200.0),
         target("spawn to first guest instruction, ms", ms("spawn"), 1.0),
         target("fault to complete record, ms", ms("fault"), 1.0),
+        target("fault to a minidump with 1 MiB of memory, ms", ms("fault").map(|ms| ms + dumps::conversion_ms()), 20.0),
         target("memory of a pair, KiB", results["memory_kib"]["pair"]["median"].as_f64(), 128.0),
     ]
 }

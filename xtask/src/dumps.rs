@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ascetic_tools::dump::facts::Ended;
-use ascetic_tools::dump::{Dump, Facts, Registers, Role, kernel, live, record};
+use ascetic_tools::dump::{Dump, Facts, Registers, Role, kernel, live, minidump, record};
 
 use crate::guests::Programs;
 
@@ -244,4 +245,22 @@ pub fn matrix(programs: &Programs) -> Result<String> {
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(format!("{} kinds of crashes, {cells} dumps", kinds.lines().count()))
+}
+
+/// How long it takes to make a minidump of a record with 1 MiB of memory, in milliseconds: the median of many.
+pub fn conversion_ms() -> f64 {
+    const RECORD: &[u8] = include_bytes!("../../tools/tests/samples/x86_64.record");
+    let memory = vec![0x5a; 1 << 20];
+    let convert = || {
+        let start = Instant::now();
+        let len = record::read(RECORD, &Facts::default()).map_or(0, |mut dump| {
+            dump.add_memory(0x10_0000_0000, &memory);
+            minidump::write(&dump).len()
+        });
+        assert!(len > memory.len(), "a minidump of {len} bytes");
+        start.elapsed().as_secs_f64() * 1e3
+    };
+    let mut times: Vec<f64> = (0..51).map(|_| convert()).collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }

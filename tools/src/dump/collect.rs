@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use ascetic::fault::classify::Class;
 use ascetic::sandbox::{self, Cause, Config, Core, Hook, Outcome, RECORD_MAX, Sandbox};
 
 use super::symbols::Symbols;
-use super::{Dump, Facts, NotWritten, Way, core, record, write_all};
+use super::{Dump, Facts, NotWritten, Way, core, json, record, write_all};
 
 /// Which ways to a dump are gone. Each is on or off for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,12 +260,16 @@ impl Tracing {
         if ended.success() { Ok(text) } else { Err(errors.trim().to_owned()) }
     }
 
-    /// What it dumped, from its core: the other formats have less.
+    /// What it dumped: its core, and of its JSON the denied call, for which a core has no place if the signal is SIGKILL.
     fn dump(self, facts: &Facts) -> Result<Dump, String> {
         let text = self.end()?;
         let stem = text.lines().find_map(|line| line.strip_prefix("dumped ")).ok_or("no task crashed")?;
         let mut dump = core::read_file(Path::new(&format!("{stem}.core")), facts).map_err(|error| error.to_string())?;
         dump.way = Way::Ptrace;
+        let denied = std::fs::read(format!("{stem}.json")).ok().and_then(|json| json::denied(&json));
+        if let Some(exception) = dump.exception.as_mut().filter(|_| denied.is_some()) {
+            (exception.denied, exception.class) = (denied, Class::DeniedCall);
+        }
         Ok(dump)
     }
 }

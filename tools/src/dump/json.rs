@@ -79,3 +79,13 @@ fn thread(dump: &Dump, thread: &Thread) -> Value {
         "origin": thread.origin.word(),
     })
 }
+
+/// The denied call of a dump in JSON: number and arguments.
+pub(super) fn denied(json: &[u8]) -> Option<(u64, [u64; 6])> {
+    let value: Value = serde_json::from_slice(json).ok()?;
+    let denied = value.get("exception")?.get("denied")?;
+    let args = denied.get("args")?.as_array()?;
+    let hex = |value: &Value| u64::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok();
+    let args: Vec<u64> = args.iter().filter_map(hex).collect();
+    Some((denied.get("nr")?.as_u64()?, args.try_into().ok()?))
+}
