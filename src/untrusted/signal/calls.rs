@@ -1,7 +1,9 @@
 //! The calls that are about signals, and those that signals interrupt.
 
 use super::send::{queue, send};
-use super::{IGNORE, NEVER, PROCESS, RESTART, SI_USER, action, bit, is_ignored, mask, of, ready, set_action, set_busy};
+use super::{
+    IGNORE, NEVER, PROCESS, RESTART, SI_USER, action, bit, is_ignored, mask, of, ready, set_action, set_busy, take,
+};
 use crate::arch::{self, Frame};
 use crate::signal::{AltStack, Info, NSIG, SA_RESTART, SIGPIPE, SigAction, SigSet};
 use crate::sys::{Errno, Sysno, failure};
@@ -219,7 +221,7 @@ unsafe fn suspend(state: *mut State, with: u64) -> usize {
             if sig > NSIG {
                 let _ = gate::read((*state).doorbell_u, &mut [0; 8]);
             } else if is_ignored(sig, &action(sig)) {
-                _ = signals.pending.take(bit(sig)).or_else(|| PROCESS.take(bit(sig)));
+                _ = take(state, bit(sig));
             } else {
                 break;
             }
@@ -245,7 +247,7 @@ unsafe fn wait(state: *mut State, which: usize, info_at: usize, timeout: usize, 
         let signals = of(state);
         signals.wanted.store(which, Ordering::SeqCst);
         let result = loop {
-            if let Some((sig, info)) = signals.pending.take(which).or_else(|| PROCESS.take(which)) {
+            if let Some((sig, info)) = take(state, which) {
                 let told = tell(info_at, &info, size_of::<Info>());
                 break if told == 0 { sig as usize } else { told };
             }

@@ -2,7 +2,7 @@
 
 use super::calls::set_alt;
 use super::send::by_kernel;
-use super::{DEFAULT, IGNORE, NEVER, PROCESS, action, bit, is_ignored, mask, of, ready, set_action};
+use super::{DEFAULT, IGNORE, NEVER, action, bit, is_ignored, mask, of, ready, set_action, take};
 use crate::arch::{self, Entry, Frame};
 use crate::signal::{
     AltStack, Info, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER, SA_SIGINFO, SIGSEGV, SigAction,
@@ -129,7 +129,7 @@ pub(crate) unsafe fn deliver(state: *mut State, frame: *mut Frame) {
             if which == 0 {
                 break;
             }
-            let Some((sig, info)) = of(state).pending.take(which).or_else(|| PROCESS.take(which)) else { continue };
+            let Some((sig, info)) = take(state, which) else { continue };
             let action = action(sig);
             if is_ignored(sig, &action) {
                 continue;

@@ -221,6 +221,17 @@ pub(super) unsafe fn undisturbed(state: *mut State, f: impl FnOnce() -> usize) -
     }
 }
 
+/// Takes the first of these signals that waits for this thread, or for any.
+///
+/// # Safety
+///
+/// As [`mask`].
+#[inline(never)]
+unsafe fn take(state: *mut State, which: u64) -> Option<(i32, Info)> {
+    // SAFETY: the caller's.
+    unsafe { of(state) }.pending.take(which).or_else(|| PROCESS.take(which))
+}
+
 /// The signals that wait for this thread and are not blocked.
 ///
 /// # Safety
