@@ -3,9 +3,13 @@
 //! It seizes the tasks without `PTRACE_O_EXITKILL`: if the helper dies, the kernel lets go of them, and with a signal that was
 //! about to be delivered goes on as it would have. A stop is fatal when its signal has the default action by then, which is when
 //! the runtime has handed it on, so the registers are the original ones; or when a task in strict mode exits by SIGKILL in a
-//! call that strict mode does not know.
+//! call that strict mode does not know. What somebody sent does not repeat when it is handed on: then what was seen before the
+//! handler ran counts.
+//!
+//! A guest that somebody killed, and a trusted thread, crashed only if no guest ended by itself: that is how a supervisor ends
+//! the rest of a sandbox. One that ends it early looks like anybody else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -29,6 +33,12 @@ const CRASH: [i32; 7] =
 
 /// `SECCOMP_MODE_DEAD` (`kernel/seccomp.c`)
 const DEAD: u64 = 3;
+/// `TRAP_TRACE` (`include/uapi/asm-generic/siginfo.h`)
+const TRAP_TRACE: i32 = 2;
+/// `PTRACE_GET_SYSCALL_INFO`, since Linux 5.3
+const GET_SYSCALL_INFO: libc::c_uint = 0x420e;
+/// `AUDIT_ARCH_I386` (`include/uapi/linux/audit.h`)
+const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 
 /// A task cannot be traced.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +56,9 @@ pub enum NotTraced {
     /// There is no such task.
     #[error("there is no task {0}")]
     Gone(u32),
+    /// It is this process's own child: who waited for it here would take its end from its supervisor.
+    #[error("task {0} is a child of this process, which must not trace it")]
+    Own(u32),
 }
 
 /// The tasks that a helper has seized. Tracing is a thread's: it is of use only in the thread that made it; and that must not be
@@ -55,6 +68,28 @@ pub struct Tracer {
     tasks: BTreeMap<u32, Role>,
     /// The first guest's.
     process: u32,
+    /// What was on its way to a handler and does not repeat, by task.
+    caught: BTreeMap<u32, Seen>,
+    /// How many guests are about to exit or have, and trusted threads that were killed.
+    ends: [u32; 2],
+    /// Who is about to exit.
+    exiting: BTreeSet<u32>,
+}
+
+/// A signal, and the registers that it met.
+#[derive(Debug)]
+struct Seen {
+    signal: i32,
+    info: Option<SigInfo>,
+    arch: Arch,
+    registers: Registers,
+}
+
+impl Seen {
+    fn of(pid: u32, signal: i32) -> Option<Self> {
+        let (arch, registers, _) = registers(pid)?;
+        Some(Self { signal, info: siginfo(pid), arch, registers })
+    }
 }
 
 /// A raw request. What `data` must be, the request says.
@@ -91,8 +126,10 @@ enum Event {
     Exit,
     /// Another stop.
     Stop,
-    /// It has ended.
-    Ended,
+    /// A signal such as SIGSTOP has stopped it: it is not to go on before SIGCONT.
+    Group,
+    /// It has ended, by this signal if it is not 0.
+    Ended(i32),
 }
 
 /// Waits for a task (all if `None`).
@@ -107,12 +144,19 @@ fn wait(pid: Option<u32>, block: bool) -> io::Result<Option<(u32, Event)>> {
         return if got == 0 { Ok(None) } else { Err(io::Error::last_os_error()) };
     }
     let event = match (libc::WIFSTOPPED(status), status >> 16) {
-        (false, _) => Event::Ended,
+        (false, _) => Event::Ended(if libc::WIFSIGNALED(status) { libc::WTERMSIG(status) } else { 0 }),
         (true, 0) => Event::Signal(libc::WSTOPSIG(status)),
         (true, libc::PTRACE_EVENT_EXIT) => Event::Exit,
+        (true, libc::PTRACE_EVENT_STOP) if libc::WSTOPSIG(status) != libc::SIGTRAP => Event::Group,
         (true, _) => Event::Stop,
     };
     Ok(Some((got as u32, event)))
+}
+
+/// A task that is in no strict mode and has no handlers is a trusted thread. Who supervises may be in a filter, and so T.
+fn role(pid: u32) -> Role {
+    let strict = matches!(status(pid, "Seccomp", 10), Some(1 | DEAD));
+    if !strict && status(pid, "SigCgt", 16) == Some(0) { Role::Trusted } else { Role::Guest }
 }
 
 /// A field of `/proc/<pid>/status`, as a hexadecimal or decimal number.
@@ -142,12 +186,15 @@ impl Tracer {
     /// Seizes tasks. They go on running.
     ///
     /// # Errors
-    /// One of them cannot be traced. Those that already are go on being so until this process ends.
+    /// One of them cannot be traced. Those that already are go on being so until this thread ends.
     pub fn seize(pids: &[u32]) -> Result<Self, NotTraced> {
         let mut this = Self::default();
         let options =
             libc::PTRACE_O_TRACEEXIT | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
         for pid in pids {
+            if status(*pid, "PPid", 10) == Some(std::process::id().into()) {
+                return Err(NotTraced::Own(*pid));
+            }
             // SAFETY: the options are a number.
             unsafe { ptrace(libc::PTRACE_SEIZE, *pid, 0, options as usize) }.map_err(|error| {
                 match error.raw_os_error() {
@@ -161,103 +208,247 @@ impl Tracer {
     }
 
     fn add(&mut self, pid: u32) {
-        let role = if status(pid, "Seccomp", 10) == Some(0) { Role::Trusted } else { Role::Guest };
+        let role = role(pid);
         if role == Role::Guest && self.process == 0 {
             self.process = pid;
         }
         self.tasks.insert(pid, role);
     }
 
-    /// Follows the tasks until all have ended. When one crashes, `look` is given what there is to see, while the tasks stand
-    /// still; then they go on. `begin` and `end` are called around each time that they do.
+    /// Follows the tasks until all have ended. When one crashes, `look` is given what there was to see while the tasks stood
+    /// still: once, at the end if only then it is clear that it was a crash. `begin` and `end` are called around each time that
+    /// tasks stand still.
     ///
     /// # Errors
     /// The kernel's.
     pub fn follow(&mut self, begin: impl Fn(), end: impl Fn(), mut look: impl FnMut(&Dump)) -> io::Result<()> {
         let mut done = false;
+        let mut killed: Option<Dump> = None;
         loop {
             let (pid, event) = match wait(None, true) {
                 Ok(Some(event)) => event,
                 Ok(None) => continue,
-                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            if event == Event::Ended {
-                self.tasks.remove(&pid);
-                continue;
-            }
-            // A thread that was born since.
-            let role = *self.tasks.entry(pid).or_insert(Role::Guest);
             begin();
-            let crash = if done { None } else { crash(pid, role, event) };
-            if let Some(exception) = crash {
-                done = true;
-                self.capture(pid, exception, &mut look);
+            let mut dump = None;
+            if self.ends(pid, event) {
+                killed = None; // the others were killed because it ended
+            }
+            if !done && let Some(exception) = self.crash(pid, event) {
+                let kill = exception.signal == libc::SIGKILL && exception.denied.is_none();
+                if !kill || killed.is_none() {
+                    dump = self.capture(pid, event, exception).map(|dump| (dump, kill));
+                }
             }
             go_on(pid, event);
+            self.forget(pid, event);
             end();
-        }
-    }
-
-    /// Stops the other tasks, shows everything, and lets the others go on.
-    fn capture(&mut self, pid: u32, exception: Exception, look: &mut impl FnMut(&Dump)) {
-        let others: Vec<u32> = self.tasks.keys().copied().filter(|other| *other != pid).collect();
-        let stopped: Vec<(u32, Option<Event>)> = others.into_iter().map(|other| (other, stop(other))).collect();
-        let mut facts = Facts::of_process(pid);
-        facts.process = if self.process == 0 { pid } else { self.process };
-        facts.time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        for (task, role) in &mut self.tasks {
-            // A thread that was born since has become what it is.
-            if *role == Role::Guest && status(*task, "Seccomp", 10) == Some(0) {
-                *role = Role::Trusted;
-            }
-            facts.add_task(*task, *role);
-        }
-        let arch = general(pid).map_or(Arch::X86_64, |(arch, _, _)| arch);
-        let mut dump = Dump::new(arch, Way::Ptrace);
-        dump.add_facts(&facts);
-        self.thread(&mut dump, &facts, pid, STACK_MAX);
-        for (other, event) in &stopped {
-            if event.is_some_and(|event| event != Event::Ended) {
-                self.thread(&mut dump, &facts, *other, THREAD_STACK_MAX);
-            }
-        }
-        dump.add_tasks(&facts, "it did not stop in time");
-        let class = if exception.denied.is_some() { Class::DeniedCall } else { classified(&dump, &exception) };
-        dump.exception = Some(Exception { class, ..exception });
-        look(&dump);
-        for (other, event) in stopped {
-            match event {
-                Some(Event::Ended) => drop(self.tasks.remove(&other)),
-                Some(event) => go_on(other, event),
+            match dump {
+                Some((dump, true)) => killed = Some(dump),
+                Some((dump, false)) => {
+                    done = true;
+                    look(&dump);
+                }
                 None => {}
             }
         }
+        if let Some(dump) = killed.filter(|_| !done) {
+            look(&dump);
+        }
+        Ok(())
+    }
+    /// Notes what a task has come to. Whether it is a guest that ends by itself.
+    fn ends(&mut self, pid: u32, event: Event) -> bool {
+        // A thread that was born since.
+        let known = self.tasks.entry(pid).or_insert(Role::Guest);
+        let signal = match event {
+            Event::Exit => {
+                *known = role(pid);
+                self.exiting.insert(pid);
+                exit_signal(pid)
+            }
+            // Who is killed need not stop before (`ptrace(2)`, BUGS).
+            Event::Ended(signal) if !self.exiting.contains(&pid) => Some(signal),
+            _ => return false,
+        };
+        let [guests, trusted] = &mut self.ends;
+        match known {
+            Role::Guest => *guests += 1,
+            Role::Trusted if signal == Some(libc::SIGKILL) => *trusted += 1,
+            Role::Trusted => {}
+        }
+        *known == Role::Guest && signal == Some(0)
     }
 
-    fn thread(&self, dump: &mut Dump, facts: &Facts, pid: u32, stack: usize) {
-        let Some((arch, general, _)) = general(pid) else { return };
-        let xsave = register_set(pid, object::elf::NT_X86_XSTATE, EXTENDED_MAX);
-        let registers = Registers { general, extended: xsave };
-        let at = |place: Option<u64>| place.unwrap_or(0);
-        let (pc, sp, fp) = (at(registers.pc(arch)), at(registers.sp(arch)), at(registers.fp(arch)));
-        if let Ok(memory) = File::open(format!("/proc/{pid}/mem")) {
-            copy(dump, &memory, pc.saturating_sub(CODE_AROUND as u64), 2 * CODE_AROUND);
-            copy(dump, &memory, sp.saturating_sub(RED_ZONE), stack);
-            if dump.read(sp, 1).is_empty() {
-                copy(dump, &memory, fp, stack); // the stack pointer leads nowhere
+    /// Forgets a task that has ended.
+    fn forget(&mut self, pid: u32, event: Event) {
+        if matches!(event, Event::Ended(_)) {
+            self.tasks.remove(&pid);
+            self.caught.remove(&pid);
+            self.exiting.remove(&pid);
+        }
+    }
+
+    /// Stops the other tasks, looks at everything, and lets the others go on. `None` if it turns out that the task was killed
+    /// because a guest had ended.
+    fn capture(&mut self, pid: u32, event: Event, mut exception: Exception) -> Option<Dump> {
+        let others: Vec<u32> = self.tasks.keys().copied().filter(|other| *other != pid).collect();
+        let mut all = vec![(pid, event)];
+        all.extend(others.into_iter().filter_map(|pid| Some((pid, stop(pid)?))));
+        let mut by_itself = false;
+        for &(other, event) in &all[1..] {
+            by_itself |= self.ends(other, event);
+        }
+        // A supervisor kills a guest first, and then its T.
+        if self.tasks.get(&pid) == Some(&Role::Trusted) {
+            let mut guests = all[1..].iter().filter(|(other, _)| self.tasks.get(other) == Some(&Role::Guest));
+            let ending = guests.find(|(_, event)| matches!(event, Event::Exit | Event::Ended(_))).copied();
+            if let Some(crash) = ending.and_then(|(guest, event)| self.crash(guest, event)) {
+                exception = crash;
             }
         }
-        let task = facts.tasks.iter().find(|task| task.id == pid);
-        dump.threads.push(Thread {
-            id: pid,
-            name: task.map(|task| task.name.clone()).unwrap_or_default(),
-            role: task.map_or(Role::Guest, |task| task.role),
-            registers: Ok(registers),
-            origin: Origin::Kernel,
-        });
+        let stands = |(pid, event): &(u32, Event)| (!matches!(event, Event::Ended(_))).then_some(*pid);
+        let there: Vec<u32> = all.iter().filter_map(stands).collect();
+        let dump = (!by_itself).then(|| self.dump(&exception, &there));
+        for &(other, event) in &all[1..] {
+            go_on(other, event);
+            self.forget(other, event);
+        }
+        dump
     }
+
+    /// What there is to see of tasks that stand still.
+    fn dump(&mut self, exception: &Exception, there: &[u32]) -> Dump {
+        let pid = exception.thread;
+        let seen = self.caught.remove(&pid).filter(|seen| seen.signal == exception.signal);
+        let seen = seen.map(|seen| (pid, seen.arch, seen.registers));
+        let now = |pid: &u32| registers(*pid).map(|(arch, registers, _)| (*pid, arch, registers));
+        let first = seen.or_else(|| now(there.iter().find(|other| **other == pid)?));
+        let others = there.iter().filter(|other| **other != pid).filter_map(now);
+        let threads: Vec<_> = first.into_iter().chain(others).collect();
+        // All have the same memory; who has ended has none.
+        let mut facts = Facts::of_process(threads.first().map_or(pid, |(there, ..)| *there));
+        facts.process = if self.process == 0 { pid } else { self.process };
+        facts.time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        for (task, role) in &mut self.tasks {
+            if there.contains(task) {
+                *role = self::role(*task); // a thread that was born since has become what it is
+            }
+            facts.add_task(*task, *role);
+        }
+        let arch = threads.first().map_or(Arch::X86_64, |(_, arch, _)| *arch);
+        let mut dump = Dump::new(arch, Way::Ptrace);
+        dump.add_facts(&facts);
+        if threads.first().is_none_or(|(first, ..)| *first != pid) {
+            let role = self.tasks.get(&pid).copied().unwrap_or(Role::Guest);
+            let registers = Err("it was killed, and gone before anybody could look".to_owned());
+            dump.threads.push(Thread { id: pid, name: String::new(), role, registers, origin: Origin::Kernel });
+        }
+        for (id, _, registers) in threads {
+            thread(&mut dump, &facts, id, registers, if id == pid { STACK_MAX } else { THREAD_STACK_MAX });
+        }
+        dump.add_tasks(&facts, "it did not stop in time");
+        let class = if exception.denied.is_some() { Class::DeniedCall } else { classified(&dump, exception) };
+        if exception.denied.is_some() && arch == Arch::X86_64 && call_arch(pid) == Some(Arch::X86) {
+            dump.annotations.push((Origin::Kernel, "denied.abi".to_owned(), "i386".to_owned()));
+        }
+        dump.exception = Some(Exception { class, ..exception.clone() });
+        dump
+    }
+
+    /// Whether a stop is that of a crash, and which.
+    fn crash(&mut self, pid: u32, event: Event) -> Option<Exception> {
+        match event {
+            Event::Signal(signal) if CRASH.contains(&signal) => self.signalled(pid, signal),
+            Event::Exit => self.killed(pid, exit_signal(pid)?),
+            Event::Ended(signal) if !self.exiting.contains(&pid) => self.killed(pid, signal),
+            _ => None,
+        }
+    }
+
+    fn signalled(&mut self, pid: u32, signal: i32) -> Option<Exception> {
+        let handled = status(pid, "SigCgt", 16)? | status(pid, "SigIgn", 16)?;
+        if handled >> (signal - 1) & 1 == 1 {
+            let code = siginfo(pid)?.code;
+            if code <= 0 || (signal, code) == (libc::SIGTRAP, TRAP_TRACE) {
+                self.caught.insert(pid, Seen::of(pid, signal)?);
+            } else if self.caught.get(&pid).is_some_and(|seen| seen.signal == signal) {
+                self.caught.remove(&pid); // an instruction raised this one, which repeats
+            }
+            return None;
+        }
+        let now = Seen::of(pid, signal)?;
+        let seen = self.caught.get(&pid).filter(|seen| seen.signal == signal).unwrap_or(&now);
+        let info = seen.info.as_ref();
+        let sys = info.filter(|info| info.signal == libc::SIGSYS && info.code > 0);
+        let call = call_arch(pid).unwrap_or(seen.arch);
+        Some(Exception {
+            thread: pid,
+            signal,
+            code: info.map(|info| info.code),
+            address: info.map_or(0, |info| if info.code > 0 { info.address } else { 0 }),
+            pc: seen.registers.pc(seen.arch).unwrap_or(0),
+            class: Class::Other,
+            denied: sys.map(|info| (u64::from(info.call as u32), arguments(seen.arch, &seen.registers, call))),
+            origin: Origin::Kernel,
+        })
+    }
+
+    fn killed(&self, pid: u32, signal: i32) -> Option<Exception> {
+        let [guests, trusted] = self.ends;
+        let is_trusted = self.tasks.get(&pid) == Some(&Role::Trusted);
+        // A guest that ends takes its T with it.
+        if signal != libc::SIGKILL || is_trusted && trusted <= guests {
+            return None;
+        }
+        let exception = Exception {
+            thread: pid,
+            signal,
+            code: None,
+            address: 0,
+            pc: 0,
+            class: Class::Other,
+            denied: None,
+            origin: Origin::Kernel,
+        };
+        let Some((arch, registers, nr)) = registers(pid) else { return Some(exception) };
+        let call = call_arch(pid).unwrap_or(arch);
+        let nr = if call == Arch::X86 { u64::from(nr as u32) } else { nr };
+        let denied = match status(pid, "Seccomp", 10) {
+            // Newer kernels mark a task that seccomp kills (`SECCOMP_MODE_DEAD`, since 5.17).
+            Some(DEAD) => true,
+            // Nobody has had the call yet. What is caught (SIGSYS) looks as before the call, whoever kills the task then.
+            Some(1) => !is_trusted && !strict_allows(call, nr) && result(arch, &registers) == -libc::ENOSYS,
+            _ => false,
+        };
+        let denied = denied.then(|| (nr, arguments(arch, &registers, call)));
+        Some(Exception { pc: registers.pc(arch).unwrap_or(0), denied, ..exception })
+    }
+}
+
+/// Adds a thread, and the memory that its registers lead to.
+fn thread(dump: &mut Dump, facts: &Facts, pid: u32, registers: Registers, stack: usize) {
+    let arch = dump.arch;
+    let at = |place: Option<u64>| place.unwrap_or(0);
+    let (pc, sp, fp) = (at(registers.pc(arch)), at(registers.sp(arch)), at(registers.fp(arch)));
+    if let Ok(memory) = File::open(format!("/proc/{pid}/mem")) {
+        copy(dump, &memory, pc.saturating_sub(CODE_AROUND as u64), 2 * CODE_AROUND);
+        copy(dump, &memory, sp.saturating_sub(RED_ZONE), stack);
+        if dump.read(sp, 1).is_empty() {
+            copy(dump, &memory, fp, stack); // the stack pointer leads nowhere
+        }
+    }
+    let task = facts.tasks.iter().find(|task| task.id == pid);
+    dump.threads.push(Thread {
+        id: pid,
+        name: task.map(|task| task.name.clone()).unwrap_or_default(),
+        role: task.map_or(Role::Guest, |task| task.role),
+        registers: Ok(registers),
+        origin: Origin::Kernel,
+    });
 }
 
 /// Copies what there is of a range, page by page.
@@ -274,15 +465,45 @@ fn copy(dump: &mut Dump, memory: &File, from: u64, len: usize) {
     }
 }
 
-/// General registers of a task that has stopped, and the number of the call that it is in.
-fn general(pid: u32) -> Option<(Arch, Vec<u64>, u64)> {
+/// Registers of a task that has stopped, and the number of the call that it is in.
+fn registers(pid: u32) -> Option<(Arch, Registers, u64)> {
     let bytes = register_set(pid, object::elf::NT_PRSTATUS, 512);
     let (arch, size) =
         if bytes.len() == 8 * notes::order(Arch::X86_64).len() { (Arch::X86_64, 8) } else { (Arch::X86, 4) };
     let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
     let values: Vec<u64> = bytes.chunks_exact(size).map(word).collect();
     let orig = notes::order(arch).iter().position(|name| *name == notes::ORIG)?;
-    Some((arch, notes::general(arch, &values), *values.get(orig)?))
+    let (general, call) = (notes::general(arch, &values), *values.get(orig)?);
+    let extended = register_set(pid, object::elf::NT_X86_XSTATE, EXTENDED_MAX);
+    Some((arch, Registers { general, extended }, call))
+}
+
+/// The architecture whose call a task is in: `int $0x80` makes those of i386 from 64-bit code, too. `None` if the kernel does not
+/// tell.
+fn call_arch(pid: u32) -> Option<Arch> {
+    let mut head = [0u32; 6]; // `struct ptrace_syscall_info` up to its first union: the operation, the architecture, addresses
+    // SAFETY: the kernel stores up to so many bytes.
+    unsafe { ptrace(GET_SYSCALL_INFO, pid, size_of_val(&head), (&raw mut head) as usize) }.ok()?;
+    Some(if head[1] == AUDIT_ARCH_I386 { Arch::X86 } else { Arch::X86_64 })
+}
+
+/// The arguments of a call of one architecture, in a task of one.
+fn arguments(arch: Arch, registers: &Registers, call: Arch) -> [u64; 6] {
+    match (arch, call) {
+        (Arch::X86_64, Arch::X86) => {
+            let names = ["rbx", "rcx", "rdx", "rsi", "rdi", "rbp"];
+            names.map(|name| registers.get(arch, name).unwrap_or(0) & u64::from(u32::MAX))
+        }
+        _ => call_args(arch, registers),
+    }
+}
+
+/// The signal by which a task is about to exit; 0 if none is. Without the mark of a core.
+fn exit_signal(pid: u32) -> Option<i32> {
+    let mut code: libc::c_ulong = 0;
+    // SAFETY: the kernel stores a word.
+    unsafe { ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, (&raw mut code) as usize) }.ok()?;
+    Some((code & 0x7f) as i32)
 }
 
 /// Has a task stop, and waits a while for it: what it then is about to do.
@@ -301,55 +522,19 @@ fn stop(pid: u32) -> Option<Event> {
 
 /// Lets a task that has stopped go on: to get its signal, to exit, or as before.
 fn go_on(pid: u32, event: Event) {
-    let signal = if let Event::Signal(signal) = event { signal } else { 0 };
+    let (request, signal) = match event {
+        Event::Signal(signal) => (libc::PTRACE_CONT, signal),
+        Event::Group => (libc::PTRACE_LISTEN, 0),
+        Event::Ended(_) => return,
+        _ => (libc::PTRACE_CONT, 0),
+    };
     // SAFETY: the signal is a number. A task that was killed meanwhile goes on by itself.
-    let _ = unsafe { ptrace(libc::PTRACE_CONT, pid, 0, signal as usize) };
+    let _ = unsafe { ptrace(request, pid, 0, signal as usize) };
 }
 
-/// Whether a stop is that of a crash, and which.
-fn crash(pid: u32, role: Role, event: Event) -> Option<Exception> {
-    let (arch, general, call) = general(pid)?;
-    let registers = Registers { general, extended: Vec::new() };
-    let exception = |signal, info: Option<SigInfo>, denied| Exception {
-        thread: pid,
-        signal,
-        code: info.as_ref().map(|info| info.code),
-        address: info.map_or(0, |info| if info.code > 0 { info.address } else { 0 }),
-        pc: registers.pc(arch).unwrap_or(0),
-        class: Class::Other,
-        denied,
-        origin: Origin::Kernel,
-    };
-    match event {
-        Event::Signal(signal) if CRASH.contains(&signal) => {
-            let handled = status(pid, "SigCgt", 16)? | status(pid, "SigIgn", 16)?;
-            if handled >> (signal - 1) & 1 == 1 {
-                return None;
-            }
-            let info = siginfo(pid);
-            let sys = info.as_ref().filter(|info| info.signal == libc::SIGSYS && info.code > 0);
-            let denied = sys.map(|info| (u64::from(info.call as u32), call_args(arch, &registers)));
-            Some(exception(signal, info, denied))
-        }
-        Event::Exit => {
-            let mut code: libc::c_ulong = 0;
-            // SAFETY: the kernel stores a word.
-            unsafe { ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, (&raw mut code) as usize) }.ok()?;
-            if code & 0x7f != libc::SIGKILL as libc::c_ulong {
-                return None;
-            }
-            // Newer kernels mark a task that seccomp kills (`SECCOMP_MODE_DEAD`, since 5.17).
-            let mode = status(pid, "Seccomp", 10);
-            let nr = if arch == Arch::X86 { u64::from(call as u32) } else { call };
-            let denied = match mode {
-                Some(DEAD) => true,
-                Some(1) => role == Role::Guest && !strict_allows(arch, nr) && nr as i32 != -1,
-                _ => false,
-            };
-            Some(exception(libc::SIGKILL, None, denied.then(|| (nr, call_args(arch, &registers)))))
-        }
-        _ => None,
-    }
+/// Where a call's result will be: the kernel begins with ENOSYS (`arch/x86/entry/entry_64.S`, `entry_32.S`).
+fn result(arch: Arch, registers: &Registers) -> i32 {
+    registers.get(arch, if arch == Arch::X86_64 { "rax" } else { "eax" }).unwrap_or(0) as i32
 }
 
 /// The calls of strict mode (`kernel/seccomp.c`, `mode1_syscalls`): read, write, exit, sigreturn.

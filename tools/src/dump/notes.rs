@@ -130,6 +130,7 @@ where
 }
 
 /// What is known of a signal.
+#[derive(Debug)]
 pub(super) struct SigInfo {
     pub(super) signal: i32,
     pub(super) code: i32,
