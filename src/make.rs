@@ -15,7 +15,7 @@ use crate::setup::{self, MADE, OwnFds, Plan};
 use crate::signal::SigSet;
 use crate::sys::{self, CpuSet, Errno, Sysno};
 use crate::trusted::{self, Entry};
-use crate::untrusted::{self, State};
+use crate::untrusted::{self, LookAway, State};
 use spin::Mutex;
 
 /// A descriptor that is closed when it is dropped.
@@ -357,7 +357,7 @@ unsafe fn fill_state(layout: &Layout, own: &OwnFds, spin: u32, start: Start<'_>,
         state.pairs = layout.pairs() as u32;
         state.uid = sys::getuid();
         state.look_away_most = if spin > 0 { config::look_away() } else { 0 };
-        state.look_away = state.look_away_most;
+        state.look_away = LookAway::begin(state.look_away_most);
         untrusted::signal::inherit(&raw mut *state, 0);
         let bounds = layout.bounds(0, 0);
         state.fault.prepare(

@@ -54,8 +54,13 @@ pub fn native_open(log: &Log, cpu: usize) -> Result<()> {
 
 /// Opens [`FOLDER`] and closes it; whether it went well.
 fn open_and_close() -> bool {
-    // SAFETY: a path, and a descriptor of this function's own.
-    unsafe { libc::close(libc::openat(libc::AT_FDCWD, FOLDER.as_ptr(), libc::O_RDONLY)) == 0 }
+    // SAFETY: a descriptor of this function's own.
+    unsafe { libc::close(open_folder()) == 0 }
+}
+
+fn open_folder() -> i32 {
+    // SAFETY: a path.
+    unsafe { libc::openat(libc::AT_FDCWD, FOLDER.as_ptr(), libc::O_RDONLY) }
 }
 
 /// `stat`
@@ -454,6 +459,8 @@ pub enum Way {
     Together,
     /// In one, and the other side makes a call before it answers.
     WithCall,
+    /// In one, twice, and the other side opens [`FOLDER`] before it answers, or closes it.
+    WithOpen,
 }
 
 /// A word there and a word back between two CPUs that both spin: what the hardware asks for a question and an answer. With
@@ -475,21 +482,29 @@ pub fn words(log: &Log, on: Where, way: Way) -> Result<()> {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let _ = pin(&on[1..]); // unpinned it is slower, and goes on
-                let mut seen = 0;
+                let (mut seen, mut open) = (0, -1);
                 while seen != STOP {
                     seen = wait_for(there, seen);
-                    if way == Way::WithCall {
-                        std::hint::black_box(getppid());
+                    match way {
+                        Way::Apart | Way::Together => {}
+                        Way::WithCall => _ = std::hint::black_box(getppid()),
+                        Way::WithOpen if open < 0 => open = open_folder(),
+                        // SAFETY: a descriptor of this thread's own.
+                        Way::WithOpen => open = unsafe { libc::close(open) } - 1,
                     }
                     back.store(seen, Release);
                 }
             });
             pin(&on[..1])?;
             let mut count = 0;
-            FAST.run(log, || {
+            let mut ask = || {
                 there.store(count + 1, Release);
                 count = wait_for(back, count);
-            });
+            };
+            match way {
+                Way::WithOpen => SLOW.run(log, || (0..2).for_each(|_| ask())),
+                _ => FAST.run(log, ask),
+            }
             there.store(STOP, Release);
             Ok(())
         })

@@ -72,6 +72,9 @@ fn lanes(one: Where, across: Option<Where>) -> Vec<Lane> {
             peer(("peer", "bare", "a word there, getppid, a word back, no checks"), FAST, move |log| {
                 peers::words(log, across, peers::Way::WithCall)
             }),
+            peer(("peer", "bare_open", "the same with openat, then the same with close"), SLOW, move |log| {
+                peers::words(log, across, peers::Way::WithOpen)
+            }),
         ]);
     }
     lanes.extend([

@@ -298,9 +298,18 @@ impl Sandbox<'_> {
         if waits {
             self.books().calls += 1;
             self.slot(k).asked = asks;
+            self.last = k;
             self.serve_request(k);
         }
         Some(waits)
+    }
+
+    /// Serves the pair again that was served last, if it asks already. Its ring stays to be heard, and is one for nothing.
+    pub(crate) fn serve_again(&mut self) -> bool {
+        let k = self.last;
+        let slot = self.slot_ref(k);
+        let may = slot.phase == Phase::Alive && slot.waits == Waits::Nothing && slot.again == 0;
+        may && self.asked(k) == Some(true)
     }
 
     #[cfg(feature = "experiments")]

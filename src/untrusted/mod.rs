@@ -12,6 +12,7 @@ pub mod thread;
 
 use crate::abi::{Mailbox, PAGE, ROW_ALLOW, TABLE_LEN};
 use crate::arch;
+use crate::config;
 use crate::sys::{self, Errno, Sysno};
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
@@ -21,6 +22,8 @@ use static_assertions::const_assert;
 pub const RING: usize = 32;
 /// How often a call with a path is made while others rename folders.
 const TRIES: u32 = 64;
+/// How many kinds of calls are told apart by how long they take.
+pub(crate) const CLASSES: usize = 16;
 /// Bytes of annotations.
 pub const ANNOTATIONS: usize = 1024;
 
@@ -36,6 +39,23 @@ pub struct CallRecord {
     pub nr: u32,
     /// 1 when the call is under way, 2 when it has returned.
     pub state: u32,
+}
+
+/// How long U lets T work before it looks for the answer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LookAway {
+    /// How long, in pauses.
+    pub(crate) pauses: u32,
+    /// How many answers in a row were there at the first look.
+    pub(crate) in_time: u32,
+}
+
+impl LookAway {
+    /// What to begin with: as long as two calls that do nothing take. `most` is as long as [`CALLS`](config::CALLS).
+    pub(crate) fn begin(most: u32) -> [Self; CLASSES] {
+        [Self { pauses: most / (config::CALLS / 2), in_time: 0 }; CLASSES]
+    }
 }
 
 /// The state of U's runtime: private memory of the sandbox, beside the mailbox.
@@ -57,9 +77,9 @@ pub struct State {
     pub(crate) probe_write: i32,
     pub(crate) answer: i32,
     pub(crate) spin: u32,
-    pub(crate) look_away: u32,
+    /// How long T takes for a call, as far as U has seen; by the last bits of its number.
+    pub(crate) look_away: [LookAway; CLASSES],
     pub(crate) look_away_most: u32,
-    pub(crate) in_time: u32,
     pub(crate) turn: u32,
     pub(crate) pid: u32,
     /// 0 when this thread is gone.
@@ -293,7 +313,7 @@ pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: &[usize; 6], meanwhil
         meanwhile();
         let mut left = (*state).spin;
         if left > 0 {
-            look_away(state, || turn.load(Ordering::Acquire) == answered);
+            look_away(state, nr, || turn.load(Ordering::Acquire) == answered);
         }
         while turn.load(Ordering::Acquire) != answered {
             if left > 0 {
@@ -323,21 +343,20 @@ pub(crate) unsafe fn ask(state: *mut State, nr: u32, args: &[usize; 6], meanwhil
 /// # Safety
 ///
 /// `state` is this thread's.
-unsafe fn look_away(state: *mut State, answered: impl Fn() -> bool) {
-    const PATIENCE: u32 = 32;
-    // SAFETY: the caller's.
+unsafe fn look_away(state: *mut State, nr: u32, answered: impl Fn() -> bool) {
+    const PATIENCE: u32 = 3;
+    // SAFETY: the caller's; the index is below the length.
     unsafe {
-        let pauses = (*state).look_away;
+        let away = (&raw mut (*state).look_away).cast::<LookAway>().wrapping_add(nr as usize % CLASSES);
+        let LookAway { pauses, in_time } = *away;
         (0..pauses).for_each(|_| spin_loop());
-        if !answered() {
-            (*state).look_away = pauses.wrapping_add(1).min((*state).look_away_most);
-            (*state).in_time = 0;
-        } else if (*state).in_time < PATIENCE {
-            (*state).in_time = (*state).in_time.wrapping_add(1);
+        *away = if !answered() {
+            LookAway { pauses: pauses.wrapping_add(1).min((*state).look_away_most), in_time: 0 }
+        } else if in_time < PATIENCE {
+            LookAway { pauses, in_time: in_time.wrapping_add(1) }
         } else {
-            (*state).look_away = pauses.saturating_sub(1);
-            (*state).in_time = 0;
-        }
+            LookAway { pauses: pauses.saturating_sub(1), in_time: 0 }
+        };
     }
 }
 

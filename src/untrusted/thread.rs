@@ -9,7 +9,7 @@ use crate::birth::guest_mask;
 use crate::pair::from_state;
 use crate::signal::{AltStack, SigSet};
 use crate::sys::{Errno, Sysno, failure};
-use crate::untrusted::{State, ask, carry, emulate, gate, signal};
+use crate::untrusted::{LookAway, State, ask, carry, emulate, gate, signal};
 use core::mem::offset_of;
 
 /// Bytes of extended state that a new thread takes over.
@@ -184,7 +184,7 @@ unsafe fn init(state: *mut State, pair: usize, verdict: *const Verdict) {
         (state.alarm, state.crash, state.answer) = ((*first).alarm, (*first).crash, (*first).answer);
         (state.probe_read, state.probe_write) = ((*first).probe_read, (*first).probe_write);
         (state.spin, state.look_away_most) = ((*first).spin, (*first).look_away_most);
-        state.look_away = state.look_away_most;
+        state.look_away = LookAway::begin(state.look_away_most);
         (state.pid, state.tid, state.uid) = ((*first).pid, (*verdict).tid, (*first).uid);
         (state.dispatch, state.selector) = ((*first).dispatch, (*first).selector);
         state.threads = (*first).threads;

@@ -176,6 +176,7 @@ fn targets(results: &Value, rows: &[Row]) -> Vec<Target> {
             best(["token", "token_hot"], "native_open"),
             1.5,
         ),
+        target("openat and close by token, hot, in bare exchanges", best(["token_hot", "token_hot"], "bare_open"), 1.2),
         target(
             "unmodified getppid, at its best, in USER_NOTIF calls",
             best(["unmodified", "unmodified_hot"], "user_notif"),
