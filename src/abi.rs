@@ -256,7 +256,7 @@ pub struct Verdict {
     /// U's alternate stack.
     pub altstack: AltStack,
     /// U's handlers (`birth.rs` says which).
-    pub actions: [SigAction; 3],
+    pub actions: [SigAction; 4],
     /// U's segment descriptors (i386): where the runtime's state is, and the guest's thread-local storage.
     pub segments: [UserDesc; 2],
     /// U's filter, if it has one, …

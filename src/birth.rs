@@ -197,6 +197,7 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
         let which = match sig {
             SIGABRT => 0,
             SIGSYS if !common.dispatch => 0,
+            SIGSYS if arch::LEAVES => 3,
             SIGSEGV | SIGBUS => 2,
             _ => 1,
         };
@@ -258,18 +259,23 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     u.end()
 }
 
-/// The handlers: on the alternate stack, with everything blocked but faults, so that a fault in the reporter is seen, and
-/// kicks. First those that are reset on entry, because nothing but the default action ends the guest by such a signal; then
-/// those that are not, because the guest may handle it; then those that can happen in a handler, in a copy of guest memory.
-fn actions() -> [SigAction; 3] {
-    let open = [SIGSEGV, SIGBUS, signal::SIGILL, signal::SIGFPE, signal::SIGTRAP, SIGSYS, KICK];
-    let action = |reset| SigAction {
+/// The handlers: on the alternate stack. First those that are reset on entry, because nothing but the default action ends the guest by such a signal; then
+/// those that are not, because the guest may handle it; then those that can happen in a handler, in a copy of guest memory;
+/// then the one that makes the guest's calls, where it blocks nothing, so that it can be left without a call.
+fn actions() -> [SigAction; 4] {
+    let action = |flags, mask| SigAction {
         handler: arch::asc_fault_entry as *const () as usize,
-        flags: signal::SA_ONSTACK | signal::SA_RESTORER | arch::SA_FRAME | reset,
+        flags: signal::SA_ONSTACK | signal::SA_RESTORER | arch::SA_FRAME | flags,
         restorer: arch::asc_restore as *const () as usize,
-        mask: SigSet::of(&open).complement(),
+        mask,
     };
-    [action(signal::SA_RESETHAND), action(0), action(signal::SA_NODEFER)]
+    let most = crate::fault::blocked();
+    [
+        action(signal::SA_RESETHAND, most),
+        action(0, most),
+        action(signal::SA_NODEFER, most),
+        action(signal::SA_NODEFER, SigSet::EMPTY),
+    ]
 }
 
 /// The call that a birth's exit status names; `None` if it names none.

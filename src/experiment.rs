@@ -165,6 +165,14 @@ pub static LOOKS: AtomicU32 = AtomicU32::new(0);
 pub static DAWDLE: AtomicU32 = AtomicU32::new(0);
 /// A signal that comes meanwhile is not seen.
 pub static MISS_KICKS: AtomicBool = AtomicBool::new(false);
+/// Pauses between a handler's last look at its signals and its leaving.
+pub static LINGER: AtomicU32 = AtomicU32::new(0);
+/// A signal that comes meanwhile waits for the next look.
+pub static LATE_KICKS: AtomicBool = AtomicBool::new(false);
+/// A signal that waits for the thread when it is kicked next; 0 for none.
+pub static PEND: AtomicU32 = AtomicU32::new(0);
+/// A handler that was interrupted when it left is not taken for gone.
+pub static HALF_LEFT: AtomicBool = AtomicBool::new(false);
 /// The gates of threads are open from the beginning.
 pub static OPEN_GATES: AtomicBool = AtomicBool::new(false);
 /// The broker never opens a gate.

@@ -84,5 +84,9 @@
 .set CONTEXT_R15, {context_r15}
 .set FRAME_REGISTERS, {frame_registers}
 .set FRAME_PC, {frame_pc}
+.set FRAME_SP, {frame_sp}
+.set FRAME_EFLAGS, {frame_eflags}
+.set FRAME_FPSTATE, {frame_fpstate}
+.set FPSTATE_FEATURES, {fpstate_features}
 .set CONTEXT_PC, {context_pc}
 .set CONTEXT_SP, {context_sp}

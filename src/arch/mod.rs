@@ -9,7 +9,7 @@ compile_error!("ascetic runs on x86 and x86_64 Linux only: its trusted thread is
 
 /// Joins the assembly of one architecture, with the operands that both have and those that one adds.
 macro_rules! assembly {
-    ($arch:literal, $($name:ident = $field:ident),* $(,)?) => {
+    ($arch:literal, $($name:ident = $field:ident),* $(; $($only:ident = $value:expr),* $(,)?)?) => {
         use crate::abi::{self, Line, Mailbox, OpenHow, Step, Token, Vault, VaultPage, Verdict};
         use memoffset::offset_of;
         core::arch::global_asm!(
@@ -104,6 +104,7 @@ macro_rules! assembly {
             context_pc = const offset_of!(Context, pc),
             context_sp = const offset_of!(Context, sp),
             $($name = const offset_of!(Context, $field),)*
+            $($($only = const $value,)*)?
             fault_handler = sym crate::fault::handler,
             thread_start = sym crate::untrusted::thread::start,
             options(att_syntax)
@@ -228,6 +229,22 @@ unsafe extern "C" {
     ) -> isize;
     /// `arch/*/fault.S`: the signal handler that the kernel enters.
     pub fn asc_fault_entry();
+    /// `arch/x86_64/fault.S`: goes on with another mask.
+    ///
+    /// # Safety
+    ///
+    /// The frame is one that the kernel accepts, with this thread's alternate stack.
+    #[cfg(target_arch = "x86_64")]
+    pub fn asc_block(frame: *mut Frame);
+    /// `arch/x86_64/fault.S`: where a handler begins to leave without a call.
+    #[cfg(target_arch = "x86_64")]
+    pub fn asc_leave_from();
+    /// `arch/x86_64/fault.S`: from here on, a handler that leaves without a call has no frame to go back to, …
+    #[cfg(target_arch = "x86_64")]
+    pub fn asc_leave_rest();
+    /// … and here the last register is to be put back.
+    #[cfg(target_arch = "x86_64")]
+    pub fn asc_leave_jump();
     /// `arch/*/gate.S`: a system call that strict mode allows.
     ///
     /// # Safety

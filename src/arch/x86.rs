@@ -25,6 +25,8 @@ pub const NR_SIGRETURN: i32 = Sysno::sigreturn as i32;
 /// Flags of a handler beyond `SA_ONSTACK` and `SA_RESTORER`: none. With `SA_SIGINFO` the kernel would build a frame
 /// that only `rt_sigreturn` can take down, and strict mode forbids that here.
 pub const SA_FRAME: usize = 0;
+/// Whether the handler that makes the guest's calls can be left without one: no register is free here.
+pub const LEAVES: bool = false;
 /// Bytes of a system call instruction.
 pub const CALL_LEN: usize = 2;
 /// Bytes below the stack pointer that a function may use (System V ABI).
@@ -328,6 +330,16 @@ impl Frame {
     pub fn fpstate(&self) -> usize {
         self.fpstate as usize
     }
+    /// Notes that the handler of this frame is about to leave, where the kernel puts the stack pointer when it enters one, and
+    /// looks no more (`__unsafe_setup_sigcontext32`, `arch/x86/kernel/signal_32.c`).
+    pub(crate) fn set_settled(&mut self, settled: bool) {
+        self.sp_at_signal = if settled { u32::MAX } else { self.gregs[ESP] };
+    }
+    /// Whether it is.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.sp_at_signal == u32::MAX
+    }
+
     /// Where the FXSAVE part of the extended state begins, and the length of the whole in bytes without XSAVE.
     pub const FXSAVE: (usize, usize) = (112, 112 + 512);
 }

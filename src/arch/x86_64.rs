@@ -15,7 +15,11 @@ assembly!(
     context_r12 = r12,
     context_r13 = r13,
     context_r14 = r14,
-    context_r15 = r15,
+    context_r15 = r15;
+    frame_sp = FRAME_PC - (RIP - RSP) * size_of::<u64>(),
+    frame_eflags = FRAME_PC + (EFLAGS - RIP) * size_of::<u64>(),
+    frame_fpstate = offset_of!(Frame, fpstate),
+    fpstate_features = crate::fault::FEATURES,
 );
 
 /// The architecture's name, as in target triples.
@@ -32,6 +36,8 @@ pub const EFLAGS_TF: u32 = 1 << 8;
 pub const NR_SIGRETURN: i32 = Sysno::rt_sigreturn as i32;
 /// Flags of a handler beyond `SA_ONSTACK` and `SA_RESTORER`: `SA_SIGINFO`.
 pub const SA_FRAME: usize = 4;
+/// Whether the handler that makes the guest's calls can be left without one.
+pub const LEAVES: bool = true;
 /// Bytes of a system call instruction.
 pub const CALL_LEN: usize = 2;
 /// Bytes below the stack pointer that a function may use (System V ABI).
@@ -320,6 +326,50 @@ impl Frame {
     pub fn fpstate(&self) -> usize {
         self.fpstate as usize
     }
+    /// Notes that the handler of this frame is about to leave, where the kernel puts 0 when it enters one, and looks no more
+    /// (`x64_setup_rt_frame`, `arch/x86/kernel/signal_64.c`).
+    pub(crate) fn set_settled(&mut self, settled: bool) {
+        self.uc_link = u64::from(settled);
+    }
+    /// Whether it is.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.uc_link != 0
+    }
+
+    /// Whether a handler that changed nothing but registers can put them back itself (`arch/x86_64/fault.S`): behind
+    /// `syscall`, in plain 64-bit code, with extended state in XSAVE's form.
+    ///
+    /// # Safety
+    ///
+    /// This is the kernel's frame of a handler that runs.
+    pub(crate) unsafe fn leaves(&self) -> bool {
+        let plain = self.cs == USER_CS && self.ss == USER_DS && !self.single_steps();
+        // SAFETY: the caller's.
+        plain && self.gregs[RCX] == self.gregs[RIP] && unsafe { self.extended() } > Self::FXSAVE.1
+    }
+
+    /// If a signal interrupted a handler that had all registers put back but these, puts back the rest.
+    ///
+    /// # Safety
+    ///
+    /// This is the kernel's frame of a handler that runs.
+    pub(crate) unsafe fn finish_leaving(&mut self) {
+        let (rest, jump) = (super::asc_leave_rest as *const () as usize, super::asc_leave_jump as *const () as usize);
+        if !(rest..=jump).contains(&self.pc()) {
+            return;
+        }
+        #[cfg(feature = "experiments")]
+        if crate::experiment::HALF_LEFT.load(core::sync::atomic::Ordering::Relaxed) {
+            return;
+        }
+        if self.pc() != jump {
+            // SAFETY: the stack pointer leads to these words of the frame of the handler that was about to leave.
+            let [sp, pc] = unsafe { (self.sp() as *const [u64; 2]).read() };
+            (self.gregs[RSP], self.gregs[RCX]) = (sp, pc);
+        }
+        self.gregs[RIP] = self.gregs[RCX];
+    }
+
     /// Where the FXSAVE part of the extended state begins, and the length of the whole in bytes without XSAVE.
     pub const FXSAVE: (usize, usize) = (0, 512);
 }

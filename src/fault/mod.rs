@@ -14,7 +14,7 @@ pub mod tsc;
 
 use crate::arch::{self, Frame};
 use crate::pair::from_state;
-use crate::signal::{self, AltStack, KICK, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, SigInfo};
+use crate::signal::{self, AltStack, KICK, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, SigInfo, SigSet};
 #[cfg(target_arch = "x86_64")]
 use crate::sys;
 use crate::untrusted::{self, State, dispatch, gate, signal as guest};
@@ -44,6 +44,8 @@ pub(crate) struct FaultState {
     frame: *mut Frame,
     /// The frame of the handler that interrupted the guest, and none of the runtime's own.
     outer: *mut Frame,
+    /// Whether the handler that makes the guest's calls blocks what the others do: then a call has to leave it.
+    blocks: bool,
     /// Whether this thread has stopped because another reports: then `outer` stays as it is.
     stopped: AtomicBool,
     stack: (usize, usize),
@@ -80,6 +82,16 @@ impl FaultState {
 }
 
 impl FaultState {
+    /// Whether nothing was reported.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.stage == IDLE
+    }
+
+    /// The frame of the handler that interrupted the guest.
+    pub(crate) fn outer(&self) -> *mut Frame {
+        self.outer
+    }
+
     /// Whether a stack pointer is on the alternate stack: handlers run there, and no guest code.
     pub(crate) fn on_altstack(&self, sp: usize) -> bool {
         sp.wrapping_sub(self.altstack.0) <= self.altstack.1.wrapping_sub(self.altstack.0)
@@ -93,6 +105,11 @@ impl FaultState {
     }
 }
 
+/// What handlers block: everything but faults, so that a fault in the reporter is seen, and kicks.
+pub(crate) fn blocked() -> SigSet {
+    SigSet::of(&[SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS, KICK]).complement()
+}
+
 #[cfg(target_arch = "x86_64")]
 static FSGSBASE: AtomicBool = AtomicBool::new(false);
 
@@ -102,21 +119,42 @@ pub(crate) fn fsgsbase() -> bool {
     FSGSBASE.load(Ordering::Relaxed)
 }
 
-/// U's handler for all reported signals; entered from `arch/*/fault.S`. `info` is null where the frame has none.
+/// U's handler for all reported signals; entered from `arch/*/fault.S`. `info` is null where the frame has none. Returns
+/// whether to leave without a call.
 ///
 /// # Safety
 ///
 /// Called by the kernel, with a frame that it built on this thread's alternate stack.
-pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *mut Frame) {
+pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *mut Frame) -> u32 {
     // Whatever the guest made of its segments: the handler runs on the pair's alternate stack.
     let state = from_state::of(frame.addr());
     // SAFETY: the frame and the info are the kernel's; the state is mapped and this thread's own.
     unsafe {
-        if matches!(sig, SIGSEGV | SIGBUS) && copies(frame) {
-            return;
-        }
+        #[cfg(target_arch = "x86_64")]
+        (*frame).finish_leaving();
         if !(*state).fault.on_altstack((*frame).sp()) {
             (*state).fault.outer = frame;
+            (*state).fault.blocks = !arch::LEAVES || sig != SIGSYS || !(*state).dispatch;
+        }
+        handle(state, sig, info, frame);
+        let leaves = guest::settle(state, frame) && !(*state).fault.blocks && frame == (*state).fault.outer;
+        #[cfg(target_arch = "x86_64")]
+        return u32::from(leaves && (*frame).leaves());
+        #[cfg(target_arch = "x86")]
+        0
+    }
+}
+
+/// Does what the signal asks for.
+///
+/// # Safety
+///
+/// As [`handler`].
+unsafe fn handle(state: *mut State, sig: i32, info: *const SigInfo, frame: *mut Frame) {
+    // SAFETY: the caller's.
+    unsafe {
+        if matches!(sig, SIGSEGV | SIGBUS) && copies(frame) {
+            return;
         }
         let idle = (*state).fault.stage == IDLE;
         if sig == KICK {
@@ -148,6 +186,10 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
             IDLE if sig == SIGSEGV && matches!(code, SI_KERNEL | NO_CODE) && tsc::emulate(state, frame) => {}
             IDLE if guest::fault(state, sig, info, frame) => {}
             IDLE => {
+                block(state);
+                // Sent while the runtime makes a call for the guest: the guest is what was meant.
+                let inside = sig == SIGABRT && (*state).fault.on_altstack((*frame).sp());
+                let frame = if inside { (*state).fault.outer } else { frame };
                 if REPORTER.swap(true, Ordering::AcqRel) {
                     stop(state); // two reports in one would be none
                 }
@@ -159,6 +201,9 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
                 report::report(state, sig, code, addr, frame);
                 (*state).fault.stage = HANDING_ON;
                 hand_on(state, frame);
+                if inside {
+                    arch::asc_sigreturn(frame);
+                }
             }
             REPORTING => {
                 // The reporter faulted. What is written is written; end as the guest was to end.
@@ -173,6 +218,28 @@ pub(crate) unsafe extern "C" fn handler(sig: i32, info: *const SigInfo, frame: *
                 (*state).fault.sent = true;
                 hand_on(state, frame);
             }
+        }
+    }
+}
+
+/// From here on, a handler blocks what the others do, and has to be left by a call.
+///
+/// # Safety
+///
+/// `state` is this thread's, in a handler.
+pub(crate) unsafe fn block(state: *mut State) {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*state).fault.blocks {
+            return;
+        }
+        (*state).fault.blocks = true;
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (lo, behind) = (*state).fault.altstack;
+            let alt = AltStack { sp: lo, flags: 0, size: behind.wrapping_sub(lo) };
+            let mut frame = Frame::call(0, 0, size_of::<usize>(), blocked(), alt);
+            arch::asc_block(&raw mut frame);
         }
     }
 }
@@ -365,10 +432,15 @@ pub(crate) unsafe fn peek(state: *mut State, from: usize, to: *mut u8, len: usiz
     done
 }
 
+/// Where FXSAVE leaves bytes to software.
+const SW_BYTES: usize = 464;
+/// Where those say which components there are.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const FEATURES: usize = SW_BYTES + 8;
+
 /// How long the extended state is that the kernel saved at `fpstate`, in bytes; 0 if there is none. Its size is in the
 /// bytes that FXSAVE leaves to software (`struct _fpx_sw_bytes`, `uapi/asm/sigcontext.h`), which `read` reads.
 pub(crate) fn extended_len(fpstate: usize, read: impl FnOnce(usize, *mut u8, usize)) -> usize {
-    const SW_BYTES: usize = 464;
     const MAGIC1: u32 = 0x4650_5853;
     if fpstate == 0 {
         return 0;

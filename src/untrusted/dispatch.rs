@@ -52,7 +52,6 @@ pub(crate) unsafe fn handle(state: *mut State, info: *const SigInfo, frame: *mut
         } else {
             (*frame).set_result(result);
         }
-        signal::deliver(state, frame);
         true
     }
 }

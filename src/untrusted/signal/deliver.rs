@@ -4,13 +4,14 @@ use super::calls::set_alt;
 use super::send::by_kernel;
 use super::{DEFAULT, IGNORE, NEVER, action, bit, is_ignored, mask, of, ready, set_action, take};
 use crate::arch::{self, Entry, Frame};
+use crate::fault::block;
 use crate::signal::{
     AltStack, Info, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER, SA_SIGINFO, SIGSEGV, SigAction,
     SigInfo, SigSet,
 };
 use crate::sys::Sysno;
 use crate::untrusted::State;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 /// Whether a handler interrupted the runtime: then no code of the guest's runs until that is done.
 ///
@@ -22,6 +23,37 @@ unsafe fn at_work(state: *mut State, frame: *mut Frame) -> bool {
     unsafe { (*state).fault.on_altstack((*frame).sp()) || (&raw const (*state).signals.busy).read_volatile() != 0 }
 }
 
+/// Delivers what waits, at the end of a handler that interrupted the guest, and from then on the handler of a kick does:
+/// none comes too late to be seen. Whether it was the guest that was interrupted, and goes on.
+///
+/// # Safety
+///
+/// As the fault handler.
+pub(crate) unsafe fn settle(state: *mut State, frame: *mut Frame) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        if !(*state).fault.is_idle() || at_work(state, frame) {
+            return false;
+        }
+        loop {
+            deliver(state, frame);
+            (*frame).set_settled(true);
+            compiler_fence(Ordering::SeqCst); // the handler that looks runs in this thread
+            if ready(state) == 0 {
+                #[cfg(feature = "experiments")]
+                linger();
+                return true;
+            }
+            (*frame).set_settled(false);
+        }
+    }
+}
+
+#[cfg(feature = "experiments")]
+fn linger() {
+    (0..crate::experiment::LINGER.load(Ordering::Relaxed)).for_each(|_| core::hint::spin_loop());
+}
+
 /// The handler of [`KICK`](crate::signal::KICK).
 ///
 /// # Safety
@@ -30,6 +62,11 @@ unsafe fn at_work(state: *mut State, frame: *mut Frame) -> bool {
 pub(crate) unsafe fn kicked(state: *mut State, frame: *mut Frame) {
     // SAFETY: the caller's.
     unsafe {
+        #[cfg(feature = "experiments")]
+        match crate::experiment::PEND.swap(0, Ordering::Relaxed) as i32 {
+            0 => {}
+            sig => of(state).pending.add(sig, &Info::new(sig, 0, [0; 2], 0)),
+        }
         if ready(state) == 0 {
             return;
         }
@@ -38,8 +75,16 @@ pub(crate) unsafe fn kicked(state: *mut State, frame: *mut Frame) {
         if (from..=to).contains(&(*frame).pc()) {
             (*frame).set_pc(arch::asc_pass_interrupted as *const () as usize);
         }
-        if !at_work(state, frame) {
-            deliver(state, frame);
+        // A handler that has looked already does not look again. One that has just begun has not said yet which frame is its.
+        let (sp, outer) = ((*frame).sp(), (*state).fault.outer());
+        #[cfg(feature = "experiments")]
+        if crate::experiment::LATE_KICKS.load(Ordering::Relaxed) {
+            return;
+        }
+        if (*state).fault.on_altstack(sp) && outer.addr() > sp && (*outer).is_settled() {
+            (*outer).set_settled(false);
+            deliver(state, outer);
+            arch::asc_sigreturn(outer);
         }
     }
 }
@@ -56,7 +101,6 @@ pub(crate) unsafe fn trap(state: *mut State, frame: *mut Frame) -> bool {
         let pc = (*frame).pc();
         if pc == arch::asc_deliver_at as *const () as usize {
             (*frame).set_pc(pc.wrapping_add(UD2));
-            deliver(state, frame);
             return true;
         }
         let siginfo = pc == arch::asc_return as *const () as usize;
@@ -91,7 +135,7 @@ unsafe fn leave(state: *mut State, frame: *mut Frame, sp: usize, siginfo: bool) 
         if let Some(alt) = alt {
             _ = set_alt(state, alt); // as the kernel does: what it would refuse changes nothing
         }
-        deliver(state, frame);
+        block(state); // the frame may be of the guest's making: the kernel is to look at it
         true
     }
 }
@@ -121,7 +165,7 @@ pub(crate) unsafe fn fault(state: *mut State, sig: i32, info: *const SigInfo, fr
 /// # Safety
 ///
 /// As the fault handler, at a place where guest code goes on.
-pub(crate) unsafe fn deliver(state: *mut State, frame: *mut Frame) {
+unsafe fn deliver(state: *mut State, frame: *mut Frame) {
     // SAFETY: the caller's.
     unsafe {
         loop {

@@ -12,7 +12,7 @@ mod deliver;
 mod send;
 
 pub(super) use calls::{CALLS, call, pass};
-pub(crate) use deliver::{deliver, fault, kicked, sigreturn, trap};
+pub(crate) use deliver::{fault, kicked, settle, sigreturn, trap};
 pub(crate) use send::others;
 
 use crate::arch;

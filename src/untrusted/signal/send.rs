@@ -2,6 +2,7 @@
 
 use super::{DEFAULT, NEVER, PROCESS, SI_USER, action, bit, is_ignored, of};
 use crate::arch;
+use crate::fault::block;
 use crate::pair::{PRIVATE, from_state};
 use crate::signal::{Info, KICK, NSIG, REPORTED};
 use crate::sys::{Errno, Sysno, failure};
@@ -133,6 +134,9 @@ unsafe fn kick(state: *mut State, to: *mut State, pc: usize) -> usize {
 pub(super) unsafe fn by_kernel(state: *mut State, sig: i32) -> usize {
     // SAFETY: the state is this thread's.
     unsafe {
+        if (*state).fault.on_altstack((&raw const sig).addr()) {
+            block(state); // it is to come when the guest goes on
+        }
         if REPORTED.contains(&sig) {
             (*state).fault.expected = sig;
             if !ask_for_signal(state, sig) {

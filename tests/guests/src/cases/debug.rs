@@ -23,22 +23,27 @@ const INTERRUPT: usize = 0x4207;
 
 /// `struct user_regs_struct`: how many words, and where frame pointer and program counter are.
 #[cfg(target_arch = "x86_64")]
-const REGISTERS: (usize, usize, usize) = (27, 4, 16);
+pub const REGISTERS: (usize, usize, usize) = (27, 4, 16);
 #[cfg(target_arch = "x86")]
 const REGISTERS: (usize, usize, usize) = (17, 5, 12);
 
-fn ptrace(request: usize, pid: u32, data: usize) -> sys::Result<usize> {
+pub fn ptrace(request: usize, pid: u32, data: usize) -> sys::Result<usize> {
     // SAFETY: a task of the sandbox; what `data` points to is as large as the request says.
     unsafe { call(Sysno::ptrace, [request, pid as usize, 0, data]) }
 }
 
-/// Waits until a traced task has stopped.
-fn stopped(pid: u32) {
+/// Waits until a traced task has stopped: by which signal; `None` if it has ended.
+pub fn stopped_by(pid: u32) -> Option<i32> {
     let mut raw = 0i32;
     const WALL: usize = 0x4000_0000;
     // SAFETY: the kernel stores a word.
     let waited = unsafe { call(Sysno::wait4, [pid as usize, &raw mut raw as usize, WALL, 0]) };
-    check!(waited == Ok(pid as usize) && raw & 0xff == 0x7f, "{waited:?} {raw:#x}");
+    check!(waited == Ok(pid as usize), "{waited:?}");
+    (raw & 0xff == 0x7f).then_some(raw >> 8 & 0xff)
+}
+
+fn stopped(pid: u32) {
+    check!(stopped_by(pid).is_some());
 }
 
 /// What the guest reads from.

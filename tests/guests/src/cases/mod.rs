@@ -8,6 +8,8 @@ mod enter;
 mod faults;
 mod files;
 mod hostile;
+#[cfg(target_arch = "x86_64")]
+mod leaving;
 mod many;
 mod mechanisms;
 mod misuse;
@@ -82,6 +84,8 @@ pub static CASES: Cases = Cases(&[
     faults::CASES,
     files::CASES,
     hostile::CASES,
+    #[cfg(target_arch = "x86_64")]
+    leaving::CASES,
     many::CASES,
     mechanisms::CASES,
     misuse::CASES,

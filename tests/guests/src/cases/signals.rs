@@ -5,7 +5,7 @@ use super::program::{DIRECT, both, c, program, raw};
 use super::threads::{join, start};
 use super::*;
 use ascetic::arch::Frame;
-use ascetic::experiment::{DAWDLE, MISS_KICKS};
+use ascetic::experiment::{DAWDLE, LATE_KICKS, LINGER, MISS_KICKS};
 use ascetic::fault::classify::Class;
 use ascetic::signal::{
     AltStack, Info, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_SIGINFO, SIGABRT, SIGBUS, SIGFPE, SIGILL,
@@ -41,6 +41,14 @@ pub const CASES: &[Case] = &[
             if raw() {
                 let loses = || run(&program(&POLICY), interrupt, 1).guest == Status::Exited(LOST as u8);
                 check!((0..50).any(|_| loses()), "none was lost");
+            }
+        });
+    }),
+    case("signals_late", || both(|| ends(late, 0))),
+    case("signals_late_off_shows_it", || {
+        both(|| {
+            if raw() {
+                must_exit(&program(&POLICY), late, 1, LOST as u8);
             }
         });
     }),
@@ -672,16 +680,7 @@ extern "C" fn interrupt(off: usize) -> i32 {
         let before = CALLS.load(SeqCst);
         let sent = send(other, USR1);
         check!(sent == Ok(0), "{i}: {sent:?}, {}", RESULT.load(SeqCst));
-        let mut patience = 2000;
-        while CALLS.load(SeqCst) == before {
-            let pause = [0, 1_000_000usize];
-            // SAFETY: a timespec.
-            let _ = unsafe { c(Sysno::nanosleep, [pause.as_ptr() as usize, 0]) };
-            patience -= 1;
-            if patience == 0 {
-                ascetic::untrusted::exit(LOST);
-            }
-        }
+        handled(before);
         // If the handler ran before the read began, that waits.
         let (byte, [read, write]) = (0u8, [0, 1].map(|end: usize| PIPE[end].load(SeqCst) as usize));
         let at = &raw const byte as usize;
@@ -697,6 +696,49 @@ extern "C" fn interrupt(off: usize) -> i32 {
         }
     }
     check!(CALLS.load(SeqCst) == 200 && interrupted > 50, "{interrupted}");
+    0
+}
+
+/// Waits until one more signal was handled; ends the guest if none is.
+fn handled(before: u32) {
+    let mut patience = 2000;
+    while CALLS.load(SeqCst) == before {
+        let pause = [0, 1_000_000usize];
+        // SAFETY: a timespec.
+        let _ = unsafe { c(Sysno::nanosleep, [pause.as_ptr() as usize, 0]) };
+        patience -= 1;
+        if patience == 0 {
+            ascetic::untrusted::exit(LOST);
+        }
+    }
+}
+
+/// A signal that comes when a call's handler has looked for the last time finds a thread that makes no further call.
+extern "C" fn late(off: usize) -> i32 {
+    extern "C" fn calls_once(before: usize) {
+        LINGER.store(if before % 4 == 0 { 0 } else { 20_000 }, SeqCst);
+        GO.store(1, SeqCst);
+        // SAFETY: no memory.
+        check!(unsafe { c(Sysno::getppid, []) }.is_ok_and(|pid| pid > 0));
+        while CALLS.load(SeqCst) as usize == before {
+            core::hint::spin_loop();
+        }
+    }
+    check!(action(USR1, counts as *const () as usize, 0, &[]) == Ok(0));
+    LATE_KICKS.store(off != 0, SeqCst);
+    for _ in 0..50 {
+        LINGER.store(0, SeqCst);
+        GO.store(0, SeqCst);
+        let before = CALLS.load(SeqCst);
+        let other = start(0, calls_once, before as usize, &WORD).unwrap_or(0);
+        while GO.load(SeqCst) == 0 {
+            core::hint::spin_loop();
+        }
+        check!(send(other, USR1) == Ok(0));
+        LINGER.store(0, SeqCst);
+        handled(before);
+        join(&WORD);
+    }
     0
 }
 
