@@ -19,6 +19,8 @@ pub const STACK_MAX: usize = 64 * 1024;
 pub const THREAD_STACK_MAX: usize = 16 * 1024;
 /// … and of all others' together.
 pub const THREADS_STACK_MAX: usize = 96 * 1024;
+/// Bytes before and after what a register points to.
+pub const NEAR: [usize; 2] = [128, 256];
 /// Bytes of a record's head: magic, version, architecture, word size.
 const HEAD: usize = 16;
 
@@ -47,6 +49,8 @@ pub enum Kind {
     Stack = 9,
     /// Another thread: [`ThreadBody`], then its general registers as in [`Registers`](Self::Registers), if it stopped.
     Thread = 10,
+    /// Memory that a general register or the address of the fault points to: [`MemoryBody`], then bytes.
+    Near = 11,
     /// The record is complete: 8 bytes, the number of bytes before this section, the line of text included.
     End = 0xff,
 }
@@ -176,6 +180,15 @@ impl Arch {
         }
     }
 
+    /// How many of the [`registers`](Self::registers), from the first on, can hold whatever the guest likes, addresses
+    /// included: all but the program counter, flags, segments, and what the kernel adds.
+    pub const fn general(self) -> usize {
+        match self {
+            Self::X86 => 8,
+            Self::X86_64 => 16,
+        }
+    }
+
     /// Names of the general registers, in the order of a record.
     pub fn registers(self) -> &'static [&'static str] {
         match self {
@@ -246,7 +259,7 @@ impl<'a> Record<'a> {
             let kind = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
             let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
             let behind = &rest[8..];
-            let memory = [Kind::Code as u32, Kind::ExtendedState as u32, Kind::Stack as u32].contains(&kind);
+            let memory = [Kind::Code, Kind::ExtendedState, Kind::Stack, Kind::Near].iter().any(|k| *k as u32 == kind);
             let body = match behind.get(..len) {
                 Some(body) => body,
                 None if memory => behind,
@@ -297,7 +310,8 @@ impl<'a> Record<'a> {
         text.lines().filter_map(|line| line.split_once('='))
     }
 
-    /// Memory of one kind ([`Kind::Code`], [`Kind::Stack`] or [`Kind::ExtendedState`]): address and bytes, in order.
+    /// Memory of one kind ([`Kind::Code`], [`Kind::Stack`], [`Kind::ExtendedState`] or [`Kind::Near`]): address and bytes, in
+    /// order.
     pub fn memory(&self, kind: Kind) -> impl Iterator<Item = (u64, &'a [u8])> + use<'a> {
         self.of_kind(kind).filter_map(|body| {
             let MemoryBody { addr } = MemoryBody::from_bytes(body)?;
@@ -318,6 +332,11 @@ mod tests {
     fn register_names_are_those_of_the_writer() {
         let arch = Arch::from_raw(crate::arch::AUDIT_ARCH as u16).unwrap();
         assert_eq!(arch.registers(), crate::arch::REGISTERS);
+        // What comes behind the general ones is the program counter, and the stack pointer is one of them.
+        let general = &arch.registers()[..arch.general()];
+        let is = |name: &str, letter| name.ends_with(letter) && name.len() == 3;
+        let sp = if arch == Arch::X86 { "esp" } else { "rsp" };
+        assert!(general.contains(&sp) && !general.iter().any(|name| name.contains("fl") || is(name, "ip")));
     }
 
     fn sample() -> Vec<u8> {

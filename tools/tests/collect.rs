@@ -28,6 +28,15 @@ extern "C" fn crashes(_: usize) -> i32 {
     black_box(secret)[0].into()
 }
 
+/// What is in memory that nothing points to but a register of the guest that crashes.
+static OBJECT: [u8; 64] = *b"0123456789abcdef the object that the guest was working on, 64 b.";
+
+extern "C" fn crashes_with_pointer(at: usize) -> i32 {
+    // SAFETY: none: this is the bug.
+    unsafe { std::arch::asm!("mov [rcx], al", in("rcx") 0x1234usize, in("r12") at + 16) };
+    0
+}
+
 extern "C" fn ends(_: usize) -> i32 {
     3
 }
@@ -85,6 +94,23 @@ fn an_embedder_gets_what_it_asks_for() {
     assert!(record.annotations.contains(&(Origin::Guest, "stage".to_owned(), "reading".to_owned())));
     assert_eq!(record.refusals.len(), 1, "{:?}", record.refusals);
     assert!(record.self_check.iter().any(|(name, _)| name == "yama/ptrace_scope"));
+
+    // What a register points to is in all dumps, and in all that is written of them.
+    let collector = Collector::new(ways).folder(folder.path()).watcher(env!("CARGO_BIN_EXE_ascetic-watch"));
+    // The kernel's core has no memory that is a file's.
+    let heap = OBJECT.to_vec();
+    let (_, pointing) = collector.run(&config, crashes_with_pointer, heap.as_ptr() as usize, PATIENCE).unwrap();
+    let pointing = pointing.unwrap();
+    assert_eq!(pointing.dumps.len(), expected.len());
+    for (dump, file) in pointing.dumps.iter().zip(&pointing.files) {
+        assert_eq!(dump.read(heap.as_ptr() as u64, 64), OBJECT, "{:?}", dump.way);
+        for (end, what) in
+            [("dmp", &OBJECT[..]), ("core", &OBJECT[..]), ("txt", b" the object that"), ("json", b"20746865")]
+        {
+            let bytes = std::fs::read(format!("{}.{end}", file.display())).unwrap();
+            assert!(bytes.windows(what.len()).any(|window| window == what), "{:?}: {end}", dump.way);
+        }
+    }
 
     // What is taken out is in no dump, and no dump has more than was asked for.
     let stack = places[0].2.unwrap();

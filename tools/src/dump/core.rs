@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use ascetic::fault::classify::{self, Class};
-use ascetic::fault::record::{Arch, CODE_AROUND, STACK_MAX, THREAD_STACK_MAX, THREADS_STACK_MAX};
+use ascetic::fault::record::{Arch, CODE_AROUND, NEAR, STACK_MAX, THREAD_STACK_MAX, THREADS_STACK_MAX};
 use object::elf::{
     EM_386, EM_X86_64, ET_CORE, FileHeader32, FileHeader64, NT_AUXV, NT_FILE, NT_PRFPREG, NT_PRSTATUS, NT_PRXFPREG,
     NT_SIGINFO, NT_X86_XSTATE, PT_LOAD, PT_NOTE,
@@ -253,6 +253,9 @@ fn memory<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment]) {
         if dump.read(sp, 1).is_empty() {
             copy(dump, data, segments, fp, len); // the stack pointer leads nowhere
         }
+    }
+    for at in dump.pointers() {
+        copy(dump, data, segments, at.saturating_sub(NEAR[0] as u64), (NEAR[0] + NEAR[1]) as u64);
     }
     if let Some(exception) = dump.exception.clone() {
         let class = classified(dump, &exception);

@@ -30,6 +30,9 @@ pub use model::{
     Arch, Call, Dump, Exception, MapsEntry, Memory, Module, Origin, Refusal, Registers, Role, Thread, Way, Words,
 };
 
+/// Bytes that JSON and text show of what a register points to.
+const POINTED: usize = 16;
+
 /// Opens a file to read, and waits for nobody if it is something else, such as a pipe.
 ///
 /// # Errors

@@ -33,7 +33,7 @@ pub fn read(bytes: &[u8], facts: &Facts) -> Option<Dump> {
     }
     exception(&mut dump, &record, facts, crashed);
     threads(&mut dump, &record, facts, crashed);
-    for kind in [Kind::Code, Kind::Stack] {
+    for kind in [Kind::Code, Kind::Stack, Kind::Near] {
         record.memory(kind).take(PIECES_MAX).for_each(|(address, bytes)| dump.add_memory(address, bytes));
     }
     dump.backtrace = record.backtrace().collect();

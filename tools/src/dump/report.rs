@@ -84,5 +84,12 @@ fn thread(out: &mut String, dump: &Dump, thread: &Thread, symbols: &Symbols) -> 
     }
     let names = dump.arch.registers().iter().zip(&registers.general);
     let all: Vec<String> = names.map(|(name, value)| format!("{name}={value:#x}")).collect();
-    all.chunks(6).try_for_each(|some| writeln!(out, "  {}", some.join(" ")))
+    all.chunks(6).try_for_each(|some| writeln!(out, "  {}", some.join(" ")))?;
+    for (name, bytes) in dump.pointed_to(thread, super::POINTED) {
+        let plain = |b: &u8| if matches!(b, b' '..=b'~') { char::from(*b) } else { '.' };
+        let shown: String = bytes.iter().map(plain).collect();
+        let (hex, width) = (hex::encode(bytes), 2 * super::POINTED);
+        writeln!(out, "  {name:>3} -> {hex:<width$}  {shown}")?;
+    }
+    Ok(())
 }
