@@ -12,6 +12,7 @@ use crate::arch::{self, Context};
 use crate::birth;
 use crate::broker::{ALARM, BIRTH, Books, Phase};
 use crate::error::{Error, Finding, Name, SetupStage, Status};
+use crate::fault::record::CheckBody;
 use crate::fault::tsc::{self, Scale};
 use crate::make::{self, Fd, Made, Start, VaultView, View};
 use crate::policy::{Policy, ROOTS};
@@ -302,6 +303,12 @@ impl Sandbox<'_> {
             _ => None,
         };
         tasks.filter_map(ended).next()
+    }
+
+    /// The alternate stack of each of the guest's threads, beside what the kernel wants of it.
+    pub fn altstack(&self) -> CheckBody {
+        let frame = sys::auxv(sys::AT_MINSIGSTKSZ).unwrap_or(0);
+        CheckBody { altstack: self.common().layout.altstack(0).size as u64, frame: frame as u64 }
     }
 
     /// Process ids of T and of U of the first pair.

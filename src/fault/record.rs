@@ -51,6 +51,8 @@ pub enum Kind {
     Thread = 10,
     /// Memory that a general register or the address of the fault points to: [`MemoryBody`], then bytes.
     Near = 11,
+    /// What the set-up found of itself: [`CheckBody`].
+    Check = 12,
     /// The record is complete: 8 bytes, the number of bytes before this section, the line of text included.
     End = 0xff,
 }
@@ -123,6 +125,35 @@ body! {
         altstack: [u64; 2],
         /// The vault.
         vault: [u64; 2],
+    }
+}
+
+body! {
+    /// What the set-up found of itself.
+    CheckBody {
+        /// Bytes of the alternate stack, on which handlers run.
+        altstack: u64,
+        /// Bytes that the kernel may take of it for a signal frame (`AT_MINSIGSTKSZ`); 0 where it does not say (before 5.14).
+        frame: u64,
+    }
+}
+
+impl CheckBody {
+    /// Whether the alternate stack has room for the handlers; `None` if nobody knows.
+    pub fn enough(&self) -> Option<bool> {
+        let needs = crate::pair::altstack_needs(usize::try_from(self.frame).unwrap_or(usize::MAX));
+        (self.frame > 0).then_some(self.altstack >= needs as u64)
+    }
+}
+
+impl core::fmt::Display for CheckBody {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { altstack, frame } = self;
+        match self.enough() {
+            None => write!(f, "{altstack} bytes; the kernel does not say what a signal frame takes"),
+            Some(true) => write!(f, "{altstack} bytes, enough: a signal frame takes up to {frame}"),
+            Some(false) => write!(f, "{altstack} bytes, TOO SMALL: a signal frame takes up to {frame}"),
+        }
     }
 }
 
@@ -217,6 +248,8 @@ pub struct Record<'a> {
     pub fault: Option<FaultBody>,
     /// Where things are.
     pub layout: Option<LayoutBody>,
+    /// What the set-up found of itself.
+    pub check: Option<CheckBody>,
     /// Whether the record was written to its end.
     pub complete: bool,
     sections: &'a [u8],
@@ -236,6 +269,7 @@ impl<'a> Record<'a> {
             version: u16::from_le_bytes([head[8], head[9]]),
             fault: None,
             layout: None,
+            check: None,
             complete: false,
             sections: &record[HEAD..],
         };
@@ -243,6 +277,7 @@ impl<'a> Record<'a> {
             match kind {
                 k if k == Kind::Fault as u32 => this.fault = this.fault.or(FaultBody::from_bytes(body)),
                 k if k == Kind::Layout as u32 => this.layout = this.layout.or(LayoutBody::from_bytes(body)),
+                k if k == Kind::Check as u32 => this.check = this.check.or(CheckBody::from_bytes(body)),
                 k if k == Kind::End as u32 => this.complete = true,
                 _ => {}
             }
@@ -370,6 +405,16 @@ mod tests {
         section(Kind::Stack, &[&0x2000u64.to_le_bytes()[..], &[5; 100]].concat());
         section(Kind::End, &0u64.to_le_bytes());
         bytes
+    }
+
+    #[test]
+    fn an_alternate_stack_that_is_too_small_is_called_so() {
+        let check = |altstack, frame| CheckBody { altstack, frame };
+        assert_eq!(check(36864, 3376).enough(), Some(true));
+        assert_eq!(check(8192, 3376).enough(), Some(false));
+        assert_eq!(check(36864, 11_952).enough(), Some(false)); // AMX
+        assert_eq!(check(8192, 0).enough(), None);
+        assert!(check(8192, 3376).to_string().contains("TOO SMALL") && !check(8192, 0).to_string().contains("TOO"));
     }
 
     #[test]

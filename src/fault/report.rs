@@ -3,7 +3,7 @@
 use crate::arch::{self, Frame};
 use crate::fault::classify::{Facts, classify};
 use crate::fault::record::{
-    Arch, BACKTRACE_MAX, CODE_AROUND, FaultBody, Kind, LayoutBody, MAGIC, MemoryBody, NEAR, STACK_MAX,
+    Arch, BACKTRACE_MAX, CODE_AROUND, CheckBody, FaultBody, Kind, LayoutBody, MAGIC, MemoryBody, NEAR, STACK_MAX,
     THREAD_STACK_MAX, THREADS_STACK_MAX, ThreadBody, VERSION,
 };
 use crate::fault::{CHUNK, NO_CODE, drain, extended_len, peek};
@@ -335,12 +335,16 @@ unsafe fn calls(out: &mut Out, state: *mut State) {
     out.section(Kind::Calls, [bytes.get(..len).unwrap_or(&bytes), &[]]);
 }
 
+/// Where things are, and whether the handlers' stack is as large as the kernel wants it.
 unsafe fn layout(out: &mut Out, state: *mut State) {
     // SAFETY: as `report`.
     let fault = unsafe { &(*state).fault };
     let range = |(from, to): (usize, usize)| [from as u64, to as u64];
     let body = LayoutBody { stack: range(fault.stack), altstack: range(fault.altstack), vault: range(fault.vault) };
     out.section(Kind::Layout, [&body.to_bytes(), &[]]);
+    let altstack = fault.altstack.1.wrapping_sub(fault.altstack.0);
+    let check = CheckBody { altstack: altstack as u64, frame: fault.signal_frame as u64 };
+    out.section(Kind::Check, [&check.to_bytes(), &[]]);
 }
 
 /// Writes what can be read of a range, page by page; skips what cannot be read before the first page that can, and

@@ -93,7 +93,10 @@ fn an_embedder_gets_what_it_asks_for() {
     let record = &crash.dumps[0];
     assert!(record.annotations.contains(&(Origin::Guest, "stage".to_owned(), "reading".to_owned())));
     assert_eq!(record.refusals.len(), 1, "{:?}", record.refusals);
-    assert!(record.self_check.iter().any(|(name, _)| name == "yama/ptrace_scope"));
+    for name in ["alternate stack", "core limit", "cores go", "dumpable", "yama/ptrace_scope"] {
+        assert!(record.self_check.iter().any(|(known, _)| known == name), "{name}");
+    }
+    assert!(record.self_check.iter().all(|(_, found)| !found.contains("TOO SMALL")), "{:?}", record.self_check);
 
     // What a register points to is in all dumps, and in all that is written of them.
     let collector = Collector::new(ways).folder(folder.path()).watcher(env!("CARGO_BIN_EXE_ascetic-watch"));

@@ -5,7 +5,7 @@ use ascetic::fault::record::{Arch, FaultBody, Kind, Record};
 
 use scroll::{Endian, Pread};
 
-use super::facts::Facts;
+use super::facts::{ALTSTACK, Facts};
 use super::{Call, Dump, Exception, Origin, Registers, Role, Thread, Way, clean};
 
 /// What an i386 signal frame has before FXSAVE: FSAVE, in bytes.
@@ -40,6 +40,11 @@ pub fn read(bytes: &[u8], facts: &Facts) -> Option<Dump> {
     dump.calls = record.calls().take(ENTRIES_MAX).map(call).collect();
     let noted = record.annotations().take(ENTRIES_MAX);
     dump.annotations.extend(noted.map(|(key, value)| (Origin::Guest, clean(key), clean(value))));
+    if let Some(check) = record.check
+        && !dump.self_check.iter().any(|(name, _)| name == ALTSTACK)
+    {
+        dump.self_check.push((ALTSTACK.to_owned(), format!("{check}, says the record")));
+    }
     complain(&mut dump, &record);
     Some(dump)
 }
@@ -214,6 +219,27 @@ mod tests {
             assert_eq!((dump.calls.len(), dump.backtrace[0], &dump.missing[..]), (2, exception.pc, &[][..]));
             assert!(dump.annotations.contains(&(Origin::Guest, "stage".to_owned(), "pixels".to_owned())));
         }
+    }
+
+    #[test]
+    fn a_small_alternate_stack_is_in_every_report() {
+        let (_, bytes) = samples::records()[0];
+        let text = |bytes: &[u8], facts: &Facts| {
+            let dump = read(bytes, facts).unwrap();
+            let report = crate::dump::report::write(&dump, &crate::dump::symbols::Symbols::default());
+            [report, crate::dump::json::report(&dump).to_string()]
+        };
+        let check = ascetic::fault::record::CheckBody { altstack: 2048, frame: 3376 };
+        let (kind, len) = ((Kind::Check as u32).to_le_bytes(), 16u32.to_le_bytes());
+        let head = bytes.windows(8).position(|window| window == b"\0ASCETIC").unwrap() + 16;
+        let with = [&bytes[..head], &kind, &len, &check.to_bytes(), &bytes[head..]].concat();
+        for text in text(&with, &Facts::default()) {
+            assert!(text.contains("2048 bytes, TOO SMALL: a signal frame takes up to 3376, says the record"), "{text}");
+        }
+        // The supervisor's word goes before.
+        let known = (ALTSTACK.to_owned(), "as it is".to_owned());
+        let facts = Facts { self_check: vec![known], ..Facts::default() };
+        assert!(text(&with, &facts).iter().all(|text| text.contains("as it is") && !text.contains("TOO SMALL")));
     }
 
     #[test]

@@ -493,6 +493,10 @@ fn contents() {
         let register = |name| record.registers().find(|r| r.0 == name).unwrap().1;
         check!(register(if cfg!(target_arch = "x86") { "edi" } else { "r13" }) == MARK as u64);
         check!(record.annotations().next() == Some(("format", "pcx")));
+        let (check, layout) = (record.check.unwrap(), record.layout.unwrap());
+        check!(check.altstack == layout.altstack[1] - layout.altstack[0]);
+        check!(check.frame == sys::auxv(sys::AT_MINSIGSTKSZ).unwrap_or(0) as u64);
+        check!(check.enough() != Some(false) && (check.frame == 0 || check.enough() == Some(true)), "{check}");
 
         let calls = record.calls().count();
         check!(calls == untrusted::RING, "{calls}");
