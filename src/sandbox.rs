@@ -10,6 +10,7 @@ pub use crate::config::{Config, Core, DEFAULT_SPIN, DEFAULT_STACK, Hook, Placeme
 use crate::abi::{Mailbox, PAIRS};
 use crate::arch::{self, Context};
 use crate::birth;
+use crate::broker::reads::Reader;
 use crate::broker::{ALARM, BIRTH, Books, Phase};
 use crate::error::{Error, Finding, Name, SetupStage, Status};
 use crate::fault::record::CheckBody;
@@ -20,6 +21,7 @@ use crate::setup;
 use crate::signal::{self, SIGKILL, SigSet};
 use crate::sys::{self, CpuSet, Errno, PollFd, Sysno};
 use crate::task::Task;
+use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 
@@ -79,6 +81,10 @@ pub struct Sandbox<'a> {
     pub(crate) epoll: Fd,
     pub(crate) alarm: Fd,
     pub(crate) births: Fd,
+    /// The socket for memory, if anybody may ask for some.
+    pub(crate) memory: Option<Fd>,
+    /// Who writes there.
+    pub(crate) reader: Cell<Reader>,
     /// Signals asked for so far.
     pub(crate) alarms: u32,
     /// Both ends of the pipe: with no reader left, writing would raise SIGPIPE here.
@@ -218,8 +224,20 @@ fn await_birth<'a>(config: &Config<'a>, made: Made, set_up: u32) -> Result<Sandb
     let status = sys::wait(set_up, true).ok().flatten().map_or(Status::Exited(255), Status::from_raw);
     // SAFETY: the view is mapped; no guest code runs yet, so what the set-up task wrote is its own.
     let report = unsafe { (&raw const (*made.mailboxes.at).setup).read_volatile() };
-    let Made { vault, mailboxes, books, epoll, allowed, alarm, crash, answer, births: (births, theirs), roots, .. } =
-        made;
+    let Made {
+        vault,
+        mailboxes,
+        books,
+        epoll,
+        allowed,
+        alarm,
+        crash,
+        answer,
+        births: (births, theirs),
+        memory,
+        roots,
+        ..
+    } = made;
     drop(theirs); // the socket ends when the sandbox has let go of it
     // From here on, dropping the sandbox ends and reaps T and U.
     let mut sandbox = Sandbox {
@@ -233,6 +251,8 @@ fn await_birth<'a>(config: &Config<'a>, made: Made, set_up: u32) -> Result<Sandb
         epoll,
         alarm,
         births,
+        memory: memory.map(|(ours, _)| ours),
+        reader: Cell::new(Reader::Closed),
         alarms: 0,
         answer: (answer.0, Some(answer.1)),
         crash,
@@ -465,7 +485,9 @@ impl Sandbox<'_> {
     fn end(&mut self, cause: Cause) -> Outcome {
         let first = self.group.or(self.culprit()).unwrap_or(0);
         if let Some(Hook(tell)) = self.dying.take() {
+            self.reader.set(Reader::Open);
             tell(self);
+            self.reader.set(Reader::Closed);
         }
         self.over = true;
         (0..self.pairs()).for_each(|k| self.kill_pair(k));

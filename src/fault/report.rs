@@ -162,6 +162,7 @@ pub(super) unsafe fn report(state: *mut State, sig: i32, code: i32, addr: usize,
         threads(&mut out, state);
         let total = out.total;
         out.section(Kind::End, [&total.to_le_bytes(), &[]]);
+        untrusted::stay(state);
     }
 }
 
