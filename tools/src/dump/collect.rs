@@ -10,8 +10,9 @@ use std::time::Duration;
 use ascetic::fault::classify::Class;
 use ascetic::sandbox::{self, Cause, Config, Core, Hook, Outcome, RECORD_MAX, Sandbox};
 
+use super::fetch::Fetched;
 use super::symbols::Symbols;
-use super::{Dump, Facts, NotWritten, Way, core, json, record, write_all};
+use super::{Dump, Facts, NotWritten, Way, core, fetch, json, record, write_all};
 
 /// Which ways to a dump are gone. Each is on or off for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,7 @@ pub struct Collector<'a> {
     ways: Ways,
     folder: Option<PathBuf>,
     cap: usize,
+    fetch: usize,
     annotations: Vec<(String, String)>,
     redacted: Vec<Range<u64>>,
     symbols: Symbols,
@@ -92,7 +94,7 @@ impl<'a> Collector<'a> {
     pub fn new(ways: Ways) -> Self {
         let (annotations, redacted) = (Vec::new(), Vec::new());
         let (symbols, watcher) = (Symbols::default(), PathBuf::from("ascetic-watch"));
-        Self { ways, folder: None, cap: usize::MAX, annotations, redacted, symbols, watcher, told: None }
+        Self { ways, folder: None, cap: usize::MAX, fetch: 0, annotations, redacted, symbols, watcher, told: None }
     }
 
     /// Writes each dump in all formats into a folder: `<pid>-<way>.dmp`, `.core`, `.json`, `.txt`.
@@ -107,6 +109,15 @@ impl<'a> Collector<'a> {
     #[must_use]
     pub fn cap(mut self, bytes: usize) -> Self {
         self.cap = bytes;
+        self
+    }
+
+    /// Has the dump of the record's way have so many bytes of memory more, at most, as far as [`cap`](Self::cap) allows: whole
+    /// stacks, the heap, and what else the guest can write. The sandbox's own T reads it, so that nobody needs to be allowed to
+    /// trace the sandbox ([`Sandbox::read_memory`]).
+    #[must_use]
+    pub fn fetch(mut self, bytes: usize) -> Self {
+        self.fetch = bytes;
         self
     }
 
@@ -159,6 +170,7 @@ impl<'a> Collector<'a> {
         deadline: Option<Duration>,
     ) -> Result<(Outcome, Option<Crash>), Error> {
         let facts = RefCell::new(Facts::default());
+        let fetched = RefCell::new(Fetched::default());
         let tracing = RefCell::new(None);
         // What the helper writes is read again, for what is added and taken out here.
         let scratch = self.ways.ptrace.then(tempfile::tempdir).transpose().map_err(Error::Scratch)?;
@@ -172,6 +184,9 @@ impl<'a> Collector<'a> {
         };
         let dying = |sandbox: &Sandbox<'_>| {
             *facts.borrow_mut() = Facts::of_sandbox(sandbox);
+            if self.ways.record && self.fetch > 0 {
+                *fetched.borrow_mut() = fetch::all(sandbox, &facts.borrow(), self.fetch, self.cap);
+            }
             if let Some(Hook(more)) = config.dying {
                 more(sandbox);
             }
@@ -200,7 +215,10 @@ impl<'a> Collector<'a> {
             Err(why) => missing.push(format!("{way}: {why}")),
         };
         if self.ways.record {
-            let dump = record::read(&recorded, &facts);
+            let mut dump = record::read(&recorded, &facts);
+            if let Some(dump) = &mut dump {
+                fetched.borrow().add_to(dump);
+            }
             add("record", dump.ok_or_else(|| "the guest did not live to write one".to_owned()));
         }
         if self.ways.core {

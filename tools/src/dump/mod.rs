@@ -7,6 +7,7 @@ pub mod collect;
 pub mod core;
 pub mod elf;
 pub mod facts;
+mod fetch;
 pub mod json;
 pub mod kernel;
 pub mod live;

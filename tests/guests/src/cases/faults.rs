@@ -541,7 +541,7 @@ fn near() {
         };
         0
     }
-    let heap = (&raw mut HEAP).cast::<u8>();
+    let heap = (&raw mut HEAP.0).cast::<u8>();
     for i in 0..LEN {
         // SAFETY: within the array, of which there is no reference.
         unsafe { heap.wrapping_add(i).write_volatile((i / 16) as u8) };
