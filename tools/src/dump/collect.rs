@@ -11,6 +11,7 @@ use ascetic::fault::classify::Class;
 use ascetic::sandbox::{self, Cause, Config, Core, Hook, Outcome, RECORD_MAX, Sandbox};
 
 use super::fetch::Fetched;
+use super::kernel::{self, Keep};
 use super::symbols::Symbols;
 use super::{Dump, Facts, NotWritten, Way, core, fetch, json, record, write_all};
 
@@ -68,6 +69,7 @@ pub struct Collector<'a> {
     folder: Option<PathBuf>,
     cap: usize,
     fetch: usize,
+    whole_core: bool,
     annotations: Vec<(String, String)>,
     redacted: Vec<Range<u64>>,
     symbols: Symbols,
@@ -94,7 +96,18 @@ impl<'a> Collector<'a> {
     pub fn new(ways: Ways) -> Self {
         let (annotations, redacted) = (Vec::new(), Vec::new());
         let (symbols, watcher) = (Symbols::default(), PathBuf::from("ascetic-watch"));
-        Self { ways, folder: None, cap: usize::MAX, fetch: 0, annotations, redacted, symbols, watcher, told: None }
+        Self {
+            ways,
+            folder: None,
+            cap: usize::MAX,
+            fetch: 0,
+            whole_core: false,
+            annotations,
+            redacted,
+            symbols,
+            watcher,
+            told: None,
+        }
     }
 
     /// Writes each dump in all formats into a folder: `<pid>-<way>.dmp`, `.core`, `.json`, `.txt`.
@@ -128,11 +141,20 @@ impl<'a> Collector<'a> {
         self
     }
 
-    /// Keeps addresses of the guest out of every dump that is written here. A core that the kernel writes has what
-    /// `coredump_filter` and `MADV_DONTDUMP` leave in it.
+    /// Keeps addresses of the guest out of every dump that is written here. The kernel's own core is removed when it has been
+    /// read. One that it would not write to a file in the current folder, but elsewhere, where nothing can be taken out, is not
+    /// asked for, unless [`Config::core`] does.
     #[must_use]
     pub fn redact(mut self, range: Range<u64>) -> Self {
         self.redacted.push(range);
+        self
+    }
+
+    /// Keeps the kernel's own core in the folder, too, as `<pid>-core.kernel`: with all memory that the kernel gave it, but for
+    /// redacted ranges, which are zeros there, and what [`cap`](Self::cap) cuts.
+    #[must_use]
+    pub fn whole_core(mut self) -> Self {
+        self.whole_core = true;
         self
     }
 
@@ -191,7 +213,9 @@ impl<'a> Collector<'a> {
                 more(sandbox);
             }
         };
-        let limits = Core { limit: usize::MAX, filter: None, trusted: false };
+        // With a limit of 1, the kernel has no program take a core either (`fs/coredump.c`).
+        let out_of_reach = self.ways.core && !self.redacted.is_empty() && !kernel::leaves_files();
+        let limits = Core { limit: if out_of_reach { 1 } else { usize::MAX }, filter: None, trusted: false };
         let core = if self.ways.core { config.core.or(Some(limits)) } else { config.core };
         // The helper is a child of this process, and so no ancestor of the tasks.
         let tracer = if self.ways.ptrace { config.tracer.or(Some(-1)) } else { config.tracer };
@@ -223,7 +247,13 @@ impl<'a> Collector<'a> {
         }
         if self.ways.core {
             let task = facts.ended.map_or(guest, |ended| ended.task);
-            add("core", super::kernel::core_of(Path::new("."), task, &facts).map_err(|why| why.to_string()));
+            let keep = self.folder.as_ref().filter(|_| self.whole_core).map(|folder| Keep {
+                to: folder.join(format!("{}-core.kernel", facts.process)),
+                redacted: self.redacted.clone(),
+                cap: u64::try_from(self.cap).unwrap_or(u64::MAX),
+            });
+            let core = kernel::core_of(Path::new("."), task, &facts, keep.as_ref());
+            add("core", core.map_err(|why| why.to_string()));
         }
         if let Some(traced) = traced {
             add("ptrace", traced);

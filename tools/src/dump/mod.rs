@@ -18,6 +18,7 @@ mod names;
 mod notes;
 pub mod record;
 pub mod report;
+mod rewrite;
 #[cfg(test)]
 mod samples;
 pub mod symbols;

@@ -541,7 +541,8 @@ fn near() {
         };
         0
     }
-    let heap = (&raw mut HEAP.0).cast::<u8>();
+    // SAFETY: the address of a field; no reference.
+    let heap = unsafe { &raw mut HEAP.0 }.cast::<u8>();
     for i in 0..LEN {
         // SAFETY: within the array, of which there is no reference.
         unsafe { heap.wrapping_add(i).write_volatile((i / 16) as u8) };
