@@ -5,6 +5,7 @@
 mod clean;
 pub mod collect;
 pub mod core;
+pub mod deadline;
 pub mod elf;
 pub mod facts;
 mod fetch;
@@ -24,6 +25,7 @@ mod samples;
 pub mod symbols;
 
 use clean::clean;
+pub use deadline::{Deadline, Exceeded};
 pub use facts::Facts;
 pub use maps::NoMapsEntry;
 use names::{arch_name, call_name, signal_name};

@@ -6,7 +6,7 @@ use ascetic::fault::record::{Arch, FaultBody, Kind, Record};
 use scroll::{Endian, Pread};
 
 use super::facts::{ALTSTACK, Facts};
-use super::{Call, Dump, Exception, Origin, Registers, Role, Thread, Way, clean};
+use super::{Call, Deadline, Dump, Exception, Origin, Registers, Role, Thread, Way, clean};
 
 /// What an i386 signal frame has before FXSAVE: FSAVE, in bytes.
 const FSAVE: usize = 112;
@@ -23,6 +23,11 @@ const ENTRIES_MAX: usize = 256;
 ///
 /// The record is the guest's word. Where the supervisor knows better, its word goes before.
 pub fn read(bytes: &[u8], facts: &Facts) -> Option<Dump> {
+    read_within(bytes, facts, &Deadline::never())
+}
+
+/// [`read`], up to a deadline: signal and registers are there in any case, memory as far as time allowed.
+pub fn read_within(bytes: &[u8], facts: &Facts, deadline: &Deadline) -> Option<Dump> {
     let record = Record::decode(bytes)?;
     let mut dump = Dump::new(record.arch, Way::Record);
     dump.text = clean(record.text);
@@ -34,7 +39,12 @@ pub fn read(bytes: &[u8], facts: &Facts) -> Option<Dump> {
     exception(&mut dump, &record, facts, crashed);
     threads(&mut dump, &record, facts, crashed);
     for kind in [Kind::Code, Kind::Stack, Kind::Near] {
-        record.memory(kind).take(PIECES_MAX).for_each(|(address, bytes)| dump.add_memory(address, bytes));
+        for (address, bytes) in record.memory(kind).take(PIECES_MAX) {
+            if deadline.passed("reading the record's memory") {
+                break;
+            }
+            dump.add_memory(address, bytes);
+        }
     }
     dump.backtrace = record.backtrace().collect();
     dump.calls = record.calls().take(ENTRIES_MAX).map(call).collect();
@@ -46,6 +56,7 @@ pub fn read(bytes: &[u8], facts: &Facts) -> Option<Dump> {
         dump.self_check.push((ALTSTACK.to_owned(), format!("{check}, says the record")));
     }
     complain(&mut dump, &record);
+    dump.missing.extend(deadline.kept().err().map(|exceeded| exceeded.to_string()));
     Some(dump)
 }
 
