@@ -1,6 +1,8 @@
-//! Memory that the record does not have, read by T at the end. A test of its own: it changes who may look at this process.
+//! Memory that the record does not have, read by T at the end, and dumps that are no files. A program of its own: it changes who
+//! may look at this process.
 
 use std::hint::black_box;
+use std::io::{Read, Seek, SeekFrom};
 use std::time::Duration;
 
 use ascetic::policy::Policy;
@@ -28,6 +30,43 @@ extern "C" fn crashes_deep_down(heap: usize) -> i32 {
         std::arch::asm!("mov [rcx], al", in("rcx") 0x1234usize);
     }
     black_box(&stack)[0].into()
+}
+
+/// A minidump goes where it is told to, without any file; who does not take it is named.
+#[test]
+fn a_minidump_can_go_to_a_descriptor() {
+    use minidump::{Minidump, MinidumpException, MinidumpMemoryList};
+    let config = Config { stack: 2 * MUCH, ..Config::new(&POLICY) };
+    let file = tempfile::tempfile().unwrap();
+    let descriptor = std::os::fd::OwnedFd::from(file.try_clone().unwrap());
+    let collector = Collector::new(Ways::RECORD).minidump_to(std::fs::File::from(descriptor));
+    let heap = vec![0u8; 64];
+    let (_, crash) = collector.run(&config, crashes_deep_down, heap.as_ptr() as usize, PATIENCE).unwrap();
+    assert_eq!(crash.unwrap().files.len(), 0);
+    let mut bytes = Vec::new();
+    (&file).seek(SeekFrom::Start(0)).unwrap();
+    (&file).read_to_end(&mut bytes).unwrap();
+    let minidump = Minidump::read(bytes).unwrap();
+    let exception = minidump.get_stream::<MinidumpException<'_>>().unwrap();
+    assert_eq!(
+        (exception.raw.exception_record.exception_code, exception.raw.exception_record.exception_address),
+        (11, 0x1234)
+    );
+    assert!(minidump.get_stream::<MinidumpMemoryList<'_>>().unwrap().iter().count() > 0);
+    // Into a variable; nothing of a guest that does not crash.
+    let mut bytes = Vec::new();
+    let collector = Collector::new(Ways::RECORD).minidump_to(&mut bytes);
+    assert!(collector.run(&config, ends, 0, PATIENCE).unwrap().1.is_none());
+    drop(collector);
+    assert!(bytes.is_empty());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let collector = Collector::new(Ways::RECORD).minidump_to(full);
+    let error = collector.run(&config, crashes_deep_down, heap.as_ptr() as usize, PATIENCE).unwrap_err().to_string();
+    assert!(error.starts_with("minidump: "), "{error}");
+}
+
+extern "C" fn ends(_: usize) -> i32 {
+    0
 }
 
 /// T reads whole stacks and heaps, and no more than is asked for; also of a process that nobody may look at.

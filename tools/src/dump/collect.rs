@@ -1,7 +1,7 @@
 //! For embedders: runs a guest, and makes a dump of it if it crashes, in the ways that are asked for.
 
 use std::cell::RefCell;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -13,7 +13,7 @@ use ascetic::sandbox::{self, Cause, Config, Core, Hook, Outcome, RECORD_MAX, San
 use super::fetch::Fetched;
 use super::kernel::{self, Keep};
 use super::symbols::Symbols;
-use super::{Dump, Facts, NotWritten, Way, core, fetch, json, record, write_all};
+use super::{Dump, Facts, NotWritten, Way, core, fetch, json, minidump, record, write_all};
 
 /// Which ways to a dump are gone. Each is on or off for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,7 @@ pub struct Collector<'a> {
     symbols: Symbols,
     watcher: PathBuf,
     told: Option<Told<'a>>,
+    stream: Option<RefCell<Box<dyn Write + 'a>>>,
 }
 
 /// A guest could not be run, or its dump not be written.
@@ -107,6 +108,7 @@ impl<'a> Collector<'a> {
             symbols,
             watcher,
             told: None,
+            stream: None,
         }
     }
 
@@ -114,6 +116,14 @@ impl<'a> Collector<'a> {
     #[must_use]
     pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.folder = Some(folder.into());
+        self
+    }
+
+    /// Writes a minidump to a descriptor (`File::from(OwnedFd)`), or whatever else takes bytes: for whoever may not, or will not,
+    /// create files. It is that of the first way that led to a dump; what a folder or a callback gets does not change.
+    #[must_use]
+    pub fn minidump_to(mut self, stream: impl Write + 'a) -> Self {
+        self.stream = Some(RefCell::new(Box::new(stream)));
         self
     }
 
@@ -269,6 +279,11 @@ impl<'a> Collector<'a> {
                 let stem = format!("{}-{way}", dump.process);
                 write_all(&dump, folder, &stem, &self.symbols)?;
                 crash.files.push(folder.join(stem));
+            }
+            if let Some(stream) = self.stream.as_ref().filter(|_| crash.dumps.is_empty()) {
+                let stream = &mut *stream.borrow_mut();
+                let written = stream.write_all(&minidump::write(&dump)).and_then(|()| stream.flush());
+                written.map_err(NotWritten::Stream)?;
             }
             crash.dumps.push(dump);
         }

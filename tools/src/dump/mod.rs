@@ -62,6 +62,9 @@ pub enum NotWritten {
         /// What the system said.
         error: std::io::Error,
     },
+    /// A minidump to a stream.
+    #[error("minidump: {0}")]
+    Stream(std::io::Error),
     /// The core.
     #[error(transparent)]
     Core(#[from] elf::NotWritten),
