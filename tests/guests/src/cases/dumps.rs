@@ -262,7 +262,7 @@ fn memory_of_cheats() {
     // The socket for memory is the guest's, too: what it leaves there is not taken for memory.
     extern "C" fn floods(_: usize) -> i32 {
         let socket = ascetic::experiment::first_own_fd() + 6;
-        for _ in 0..3 {
+        for _ in 0..60 {
             let _ = sys::write(socket, &[0xaa; 8]);
         }
         // SAFETY: none: the fault is the point.
