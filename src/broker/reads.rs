@@ -28,6 +28,8 @@ const HELD: usize = 2 * sys::SENT_MEMORY / 256 / FOREIGN + 1;
 const NOW: Option<Duration> = Some(Duration::ZERO);
 /// Looks that give up the CPU, before those that sleep for a millisecond.
 const LOOKS: u32 = 64;
+/// Looks in vain before nobody waits any longer: this process, or the machine, may have slept meanwhile.
+const LOOKS_AT_LEAST: u32 = LOOKS + 100;
 
 /// Why the memory of a sandbox cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +131,8 @@ impl Sandbox<'_> {
             if let Some(k) = (0..self.pairs()).filter(stays).find(|k| self.waits_at(*k, At::Ask)) {
                 return Some(k);
             }
-            if !(0..self.pairs()).any(|k| stays(&k)) || sys::now() >= until {
+            let late = sys::now() >= until && vain >= LOOKS_AT_LEAST;
+            if late || !(0..self.pairs()).any(|k| stays(&k)) {
                 return None;
             }
             self.pause(&mut vain);
@@ -175,7 +178,7 @@ impl Sandbox<'_> {
                 }
                 return Ok(got);
             }
-            if sys::now() >= until {
+            if sys::now() >= until && vain >= LOOKS_AT_LEAST {
                 self.reader.set(Reader::Nobody(NoReader::Lost));
                 return Err(NoReader::Lost);
             }

@@ -219,7 +219,8 @@ fn memory_of_threads() {
     let at = (&raw const word).addr();
     let look = |sandbox: &Sandbox<'_>| {
         let mut into = [0; 8];
-        check!(sandbox.read_memory(at, &mut into) == Ok(8) && u64::from_le_bytes(into) == word);
+        let read = sandbox.read_memory(at, &mut into);
+        check!(read == Ok(8) && u64::from_le_bytes(into) == word, "{read:?} {into:x?}");
         SEEN.fetch_add(1, Ordering::Relaxed);
     };
     let config = Config { policy: &THREADS, dying: Some(Hook(&look)), ..memory_config() };
