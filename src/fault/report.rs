@@ -270,14 +270,16 @@ unsafe fn threads(out: &mut Out, state: *mut State) {
                 patience = patience.wrapping_sub(1);
                 let _ = gate::read((*state).probe_read, &mut [0; 1]); // empty: takes a moment, and no more
             }
-            let stopped = stopped();
+            // Who was kicked at the very beginning of a handler has not said yet where the guest was.
+            let frame =
+                if stopped() { (&raw const (*other).fault.outer).read_volatile() } else { core::ptr::null_mut() };
+            let stopped = !frame.is_null();
             let (pair, tid) = ((&raw const (*other).pair).read_volatile(), (&raw const (*other).tid).read_volatile());
             let body = ThreadBody { pair: pair as u32, tid, stopped: u32::from(stopped), pad: 0 }.to_bytes();
             if !stopped {
                 out.section(Kind::Thread, [&body, &[]]);
                 continue;
             }
-            let frame = (*other).fault.outer;
             out.section(Kind::Thread, [&body, &general(frame)]);
             memory(out, state, Kind::Stack, (*frame).sp().wrapping_sub(arch::RED_ZONE), room);
         }
