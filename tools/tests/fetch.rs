@@ -40,7 +40,7 @@ fn a_minidump_can_go_to_a_descriptor() {
     let file = tempfile::tempfile().unwrap();
     let descriptor = std::os::fd::OwnedFd::from(file.try_clone().unwrap());
     let collector = Collector::new(Ways::RECORD).minidump_to(std::fs::File::from(descriptor));
-    let heap = vec![0u8; 64];
+    let heap = [0u8; 64];
     let (_, crash) = collector.run(&config, crashes_deep_down, heap.as_ptr() as usize, PATIENCE).unwrap();
     assert_eq!(crash.unwrap().files.len(), 0);
     let mut bytes = Vec::new();
