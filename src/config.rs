@@ -90,7 +90,7 @@ pub struct Config<'a> {
     /// Called when the sandbox is made and locked down, before guest code runs.
     pub born: Option<Hook<'a>>,
     /// Called when the sandbox is at its end, before its tasks are killed. While T lives, `/proc/<pid of T>` shows what is
-    /// mapped, whatever became of the guest.
+    /// mapped, whatever became of the guest, and [`Sandbox::read_memory`] reads it.
     pub dying: Option<Hook<'a>>,
     /// For [`enter`](crate::sandbox::enter): called in the supervising process when the guest has ended, before that
     /// process ends, too.

@@ -127,6 +127,8 @@ pub(crate) struct Made {
     pub(crate) answer: (Fd, Fd),
     /// The supervisor's end, and the sandbox's.
     pub(crate) births: (Fd, Fd),
+    /// The same, of the socket for memory, if anybody may ask for some.
+    pub(crate) memory: Option<(Fd, Fd)>,
     pub(crate) roots: [Option<Fd>; ROOTS],
     /// The CPUs that the caller may use.
     pub(crate) allowed: CpuSet,
@@ -157,6 +159,7 @@ impl Made {
             }
         };
         let pair = |(read, write)| (Fd(read), Fd(write));
+        let memory = config.dying.map(|_| sys::credential_pair(sys::SENT_MEMORY)).transpose();
         let probe = sys::pipe().map(pair).map_err(Error::of(Sysno::pipe2))?;
         let answer = sys::blocking_pipe().map(pair).map_err(Error::of(Sysno::pipe2))?;
         sys::set_nonblocking(answer.1.0).map_err(Error::of(Sysno::fcntl))?;
@@ -175,7 +178,8 @@ impl Made {
             crash,
             probe,
             answer,
-            births: sys::credential_pair().map(pair).map_err(Error::of(Sysno::socketpair))?,
+            memory: memory.map_err(Error::of(Sysno::socketpair))?.map(pair),
+            births: sys::credential_pair(sys::SENT).map(pair).map_err(Error::of(Sysno::socketpair))?,
             roots,
             allowed: sys::affinity().map_err(Error::of(Sysno::sched_getaffinity))?,
         })
@@ -284,7 +288,9 @@ pub(crate) fn create(config: &Config<'_>, start: Start<'_>) -> Result<(Made, u32
         }
         let crash = config.crash.or(made.crash.as_ref().map(|fd| fd.0)).unwrap_or(-1);
         let mut list = [-1; MADE + ROOTS];
-        let fds = [made.alarm.0, crash, made.probe.0.0, made.probe.1.0, made.answer.0.0, made.births.1.0];
+        let births = made.births.1.0;
+        let memory = made.memory.as_ref().map_or(births, |(_, theirs)| theirs.0);
+        let fds = [made.alarm.0, crash, made.probe.0.0, made.probe.1.0, made.answer.0.0, births, memory];
         let fds = fds.into_iter().chain(made.roots.iter().flatten().map(|fd| fd.0));
         list.iter_mut().zip(fds).for_each(|(to, from)| *to = from);
         let plan = Plan {
@@ -355,6 +361,7 @@ unsafe fn fill_state(layout: &Layout, own: &OwnFds, spin: u32, start: Start<'_>,
         state.selector = config.dispatch || config.report_denied;
         state.threads = layout.pairs() > 1;
         state.pairs = layout.pairs() as u32;
+        state.stays = config.dying.is_some();
         state.uid = sys::getuid();
         state.look_away_most = if spin > 0 { config::look_away() } else { 0 };
         state.look_away = LookAway::begin(state.look_away_most);

@@ -22,6 +22,12 @@ use static_assertions::const_assert;
 pub const MIN_STACK: usize = 4 * PAGE;
 /// Bytes of alternate stack that the runtime uses itself, besides the kernel's frames.
 const HANDLER_STACK: usize = 6 * PAGE;
+
+/// Bytes of alternate stack that there must be where the kernel's frame takes up to `frame` (`AT_MINSIGSTKSZ`). Three of them: a
+/// call's, a copy of a guest's for its handler, and that of a fault in the reporter.
+pub(crate) const fn altstack_needs(frame: usize) -> usize {
+    frame.saturating_mul(3).saturating_add(HANDLER_STACK)
+}
 /// Bytes of the vault before the first verdict: T's code and the [`Vault`].
 pub const VAULT_HEAD: usize = PAGE + size_of::<Vault>();
 /// Bytes from one pair's private memory to the next. A power of two, to which the first is aligned: a stack pointer in a
@@ -52,8 +58,7 @@ impl Layout {
     /// the first, is in bytes.
     pub fn reserve(pairs: usize, stack_len: usize) -> Result<Self, Error> {
         let frame = sys::auxv(sys::AT_MINSIGSTKSZ).unwrap_or(2 * PAGE); // before 5.14 the kernel does not say
-        // Three frames: a call's, a copy of a guest's for its handler, and that of a fault in the reporter.
-        let altstack_len = (3 * frame + HANDLER_STACK).next_multiple_of(PAGE);
+        let altstack_len = altstack_needs(frame).next_multiple_of(PAGE);
         if stack_len < MIN_STACK || stack_len > isize::MAX as usize / 2 {
             return Err(Error::Stack { bytes: stack_len });
         }

@@ -10,8 +10,10 @@ pub use crate::config::{Config, Core, DEFAULT_SPIN, DEFAULT_STACK, Hook, Placeme
 use crate::abi::{Mailbox, PAIRS};
 use crate::arch::{self, Context};
 use crate::birth;
+use crate::broker::reads::Reader;
 use crate::broker::{ALARM, BIRTH, Books, Phase};
 use crate::error::{Error, Finding, Name, SetupStage, Status};
+use crate::fault::record::CheckBody;
 use crate::fault::tsc::{self, Scale};
 use crate::make::{self, Fd, Made, Start, VaultView, View};
 use crate::policy::{Policy, ROOTS};
@@ -19,6 +21,7 @@ use crate::setup;
 use crate::signal::{self, SIGKILL, SigSet};
 use crate::sys::{self, CpuSet, Errno, PollFd, Sysno};
 use crate::task::Task;
+use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 
@@ -78,6 +81,10 @@ pub struct Sandbox<'a> {
     pub(crate) epoll: Fd,
     pub(crate) alarm: Fd,
     pub(crate) births: Fd,
+    /// The socket for memory, if anybody may ask for some.
+    pub(crate) memory: Option<Fd>,
+    /// Who writes there.
+    pub(crate) reader: Cell<Reader>,
     /// Signals asked for so far.
     pub(crate) alarms: u32,
     /// The pair whose request was served last.
@@ -222,8 +229,20 @@ fn await_birth<'a>(config: &Config<'a>, made: Made, set_up: u32) -> Result<Sandb
     let status = sys::wait(set_up, true).ok().flatten().map_or(Status::Exited(255), Status::from_raw);
     // SAFETY: the view is mapped; no guest code runs yet, so what the set-up task wrote is its own.
     let report = unsafe { (&raw const (*made.mailboxes.at).setup).read_volatile() };
-    let Made { vault, mailboxes, books, epoll, allowed, alarm, crash, answer, births: (births, theirs), roots, .. } =
-        made;
+    let Made {
+        vault,
+        mailboxes,
+        books,
+        epoll,
+        allowed,
+        alarm,
+        crash,
+        answer,
+        births: (births, theirs),
+        memory,
+        roots,
+        ..
+    } = made;
     drop(theirs); // the socket ends when the sandbox has let go of it
     // From here on, dropping the sandbox ends and reaps T and U.
     let mut sandbox = Sandbox {
@@ -237,6 +256,8 @@ fn await_birth<'a>(config: &Config<'a>, made: Made, set_up: u32) -> Result<Sandb
         epoll,
         alarm,
         births,
+        memory: memory.map(|(ours, _)| ours),
+        reader: Cell::new(Reader::Closed),
         alarms: 0,
         last: 0,
         answer: (answer.0, Some(answer.1)),
@@ -308,6 +329,12 @@ impl Sandbox<'_> {
             _ => None,
         };
         tasks.filter_map(ended).next()
+    }
+
+    /// The alternate stack of each of the guest's threads, beside what the kernel wants of it.
+    pub fn altstack(&self) -> CheckBody {
+        let frame = sys::auxv(sys::AT_MINSIGSTKSZ).unwrap_or(0);
+        CheckBody { altstack: self.common().layout.altstack(0).size as u64, frame: frame as u64 }
     }
 
     /// Process ids of T and of U of the first pair.
@@ -468,7 +495,9 @@ impl Sandbox<'_> {
     fn end(&mut self, cause: Cause) -> Outcome {
         let first = self.group.or(self.culprit()).unwrap_or(0);
         if let Some(Hook(tell)) = self.dying.take() {
+            self.reader.set(Reader::Open);
             tell(self);
+            self.reader.set(Reader::Closed);
         }
         self.over = true;
         (0..self.pairs()).for_each(|k| self.kill_pair(k));

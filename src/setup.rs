@@ -17,7 +17,7 @@ use crate::trusted::Entry;
 use crate::untrusted;
 
 /// Descriptors of the sandbox's own that the supervisor makes, besides roots.
-pub const MADE: usize = 6;
+pub const MADE: usize = 7;
 
 /// The sandbox's own descriptors, as they are numbered in the sandbox: consecutive, from `lo` on.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,8 @@ pub struct OwnFds {
     pub answer: i32,
     /// The socket in which the tasks of new threads announce themselves. The kernel adds who it was.
     pub births: i32,
+    /// The socket in which T writes memory when the supervisor wants it to, at the end; as `births` where it never does.
+    pub memory: i32,
     roots: i32,
     pairs: i32,
 }
@@ -48,6 +50,7 @@ impl OwnFds {
             probe_write: lo + 3,
             answer: lo + 4,
             births: lo + 5,
+            memory: lo + 6,
             roots: roots as i32,
             pairs: pairs as i32,
         }

@@ -262,9 +262,12 @@ fn pipe_with(flags: usize) -> Result<(i32, i32)> {
 }
 
 /// What is asked for as the buffer of [`credential_pair`], in bytes. The kernel doubles it.
-const SENT: usize = 8192;
+pub const SENT: usize = 8192;
 
-/// The most messages that [`credential_pair`] holds, besides one for each task that sends: the kernel charges a message, an
+/// The same, of messages of memory: room for one of 16 KiB, and for what others that write there can have left.
+pub const SENT_MEMORY: usize = 32768;
+
+/// The most messages that a [`credential_pair`] of [`SENT`] bytes holds, besides one for each task that sends: the kernel charges a message, an
 /// empty one, too, with its `struct sk_buff` and `struct skb_shared_info`, which are more than 256 bytes on both
 /// architectures, and lets whoever finds less than the buffer charged send one more (`sock_alloc_send_pskb`,
 /// `net/core/sock.c`).
@@ -272,7 +275,7 @@ pub const SENT_MOST: usize = 2 * SENT / 256;
 
 /// A pair of connected sockets that keep messages apart: the first, which does not block, is told who sent each
 /// (`SO_PASSCRED`, `unix(7)`).
-pub fn credential_pair() -> Result<(i32, i32)> {
+pub fn credential_pair(sent: usize) -> Result<(i32, i32)> {
     const AF_UNIX: usize = 1;
     const SOCK_SEQPACKET: usize = 5;
     const SOL_SOCKET: usize = 1;
@@ -285,7 +288,7 @@ pub fn credential_pair() -> Result<(i32, i32)> {
         // SAFETY: the kernel reads four bytes.
         unsafe { sys!(setsockopt, end as usize, SOL_SOCKET, option, &raw const value as usize, 4) }.map(drop)
     };
-    let set = set(ends[0], SO_PASSCRED, 1).and_then(|()| set(ends[1], SO_SNDBUF, SENT as i32));
+    let set = set(ends[0], SO_PASSCRED, 1).and_then(|()| set(ends[1], SO_SNDBUF, sent as i32));
     match set.and_then(|()| set_nonblocking(ends[0])) {
         Ok(()) => Ok((ends[0], ends[1])),
         Err(errno) => {
@@ -325,8 +328,27 @@ pub enum Received {
     End,
 }
 
-/// Receives a message.
+/// Receives a message of two words.
 pub fn receive(socket: i32) -> Result<Received> {
+    let mut bytes = [0u8; 8];
+    let (len, sender, told) = message(socket, &mut bytes)?;
+    let [a, b, c, d, e, f, g, h] = bytes;
+    Ok(match (len, sender) {
+        (0, _) if !told => Received::End, // an empty message has a sender
+        (8, Some(pid)) => Received::Words(pid, [[a, b, c, d], [e, f, g, h]].map(u32::from_ne_bytes)),
+        _ => Received::Other,
+    })
+}
+
+/// Receives a message of any length: the process id of who sent it (0 if nobody says), and how many bytes it had, as far as
+/// `buf` has room.
+pub fn receive_from(socket: i32, buf: &mut [u8]) -> Result<(u32, usize)> {
+    let (len, sender, told) = message(socket, buf)?;
+    if len == 0 && !told { Err(Errno::EPIPE) } else { Ok((sender.unwrap_or(0), len)) }
+}
+
+/// Receives a message: how many bytes it has, who sent it, and whether the kernel told anything besides.
+fn message(socket: i32, buf: &mut [u8]) -> Result<(usize, Option<u32>, bool)> {
     #[repr(C)]
     struct Message {
         name: [usize; 2],
@@ -346,8 +368,7 @@ pub fn receive(socket: i32) -> Result<Received> {
         ids: [u32; 2],
     }
     const SCM_CREDENTIALS: i32 = 2;
-    let mut words = [0u32; 2];
-    let mut iov = [words.as_mut_ptr() as usize, size_of_val(&words)];
+    let mut iov = [buf.as_mut_ptr() as usize, buf.len()];
     let mut control = Control { len: 0, level: 0, kind: 0, pid: 0, ids: [0; 2] };
     let mut message = Message {
         name: [0; 2],
@@ -360,16 +381,11 @@ pub fn receive(socket: i32) -> Result<Received> {
     // SAFETY: the kernel stores into what `message` names.
     let len = unsafe { sys!(recvmsg, socket as usize, &raw mut message as usize, 0) }?;
     // SAFETY: the kernel may have stored there, which the compiler does not see.
-    let (words, control) = unsafe { ((&raw const words).read_volatile(), (&raw const control).read_volatile()) };
+    let control = unsafe { (&raw const control).read_volatile() };
     // SAFETY: as above.
-    let told = unsafe { (&raw const message.control_len).read_volatile() };
-    Ok(match (len, told) {
-        (0, 0) => Received::End, // an empty message has a sender
-        (len, _) if len == size_of_val(&words) && control.level == 1 && control.kind == SCM_CREDENTIALS => {
-            Received::Words(control.pid, words)
-        }
-        _ => Received::Other,
-    })
+    let told = unsafe { (&raw const message.control_len).read_volatile() } > 0;
+    let sender = (control.level == 1 && control.kind == SCM_CREDENTIALS).then_some(control.pid);
+    Ok((len, sender, told))
 }
 
 /// A new epoll.

@@ -22,6 +22,7 @@ use crate::sandbox::{Cause, Sandbox};
 use crate::signal::SIGKILL;
 use crate::sys::{self, Errno, Received, Sysno};
 use crate::task::Task;
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// As many messages as there can be of tasks that have ended: what the socket holds.
@@ -66,7 +67,7 @@ pub(crate) struct Slot {
     pub(crate) t: Task,
     pub(crate) u: Task,
     /// The number of its last verdict.
-    pub(super) seq: u32,
+    pub(super) seq: Cell<u32>,
     /// What its mailbox said when its last request was taken.
     pub(super) asked: u32,
     pub(super) waits: Waits,
@@ -79,7 +80,7 @@ pub(crate) struct Slot {
 impl Slot {
     pub(super) fn free() -> Self {
         let (t, u) = (Task::none(), Task::none());
-        Self { phase: Phase::Free, t, u, seq: 0, asked: 0, waits: Waits::Nothing, vain: 0, again: 0 }
+        Self { phase: Phase::Free, t, u, seq: Cell::new(0), asked: 0, waits: Waits::Nothing, vain: 0, again: 0 }
     }
 
     /// Whether its T ended before it made a U: its exit status names the step that failed, and the clone is the last.

@@ -12,12 +12,14 @@ mod births;
 pub mod decide;
 mod files;
 pub mod path;
+pub(crate) mod reads;
 mod refused;
 
 pub(crate) use births::Phase;
+pub use reads::NoReader;
 pub use refused::Refused;
 
-use crate::abi::{PAIRS, PAYLOAD, STEP_REPLY, Step, TOKEN_PATH, Token, Verdict as Page};
+use crate::abi::{NR_STAY, PAIRS, PAYLOAD, STEP_REPLY, Step, TOKEN_PATH, Token, Verdict as Page};
 use crate::birth::Common;
 use crate::error::{Error, Status};
 use crate::pair::Layout;
@@ -289,7 +291,12 @@ impl Sandbox<'_> {
         let alarm = self.believes(k, &crate::experiment::BELIEVE_ALARM, sys::Sysno::fcntl);
         #[cfg(feature = "experiments")]
         let new = new || alarm;
-        if !new || !self.within_limit() {
+        // SAFETY: the view is mapped. Whoever puts that there has its own T wait.
+        let stays = unsafe { (&raw const (*mailbox).line.nr).read_volatile() } == NR_STAY;
+        if new && stays {
+            self.slot(k).asked = asks;
+        }
+        if !new || stays || !self.within_limit() {
             return None;
         }
         let waits = self.take(k, At::Ask);
@@ -354,13 +361,7 @@ impl Sandbox<'_> {
     /// Whether the T of pair `k` waits there for a verdict: the kernel moves it from one word of its verdict to another.
     /// Until the next verdict it executes nothing.
     fn take(&mut self, k: usize, at: At) -> bool {
-        let seq = self.slot_ref(k).seq;
-        let page = self.vault.verdict(k);
-        // SAFETY: field addresses of a mapped view.
-        let (ask, bore, to) = unsafe { (&raw const (*page).ask, &raw const (*page).bore, &raw const (*page).seq) };
-        #[cfg(feature = "experiments")]
-        crate::experiment::LOOKS.fetch_add(1, Ordering::Relaxed);
-        let waits = sys::futex_requeue(if at == At::Ask { ask } else { bore }, to, seq).unwrap_or(false);
+        let waits = self.waits_at(k, at);
         if waits {
             let slot = self.slot(k);
             (slot.vain, slot.again) = (0, 0);
@@ -368,11 +369,26 @@ impl Sandbox<'_> {
         waits
     }
 
+    /// [`take`](Self::take), without the books.
+    fn waits_at(&self, k: usize, at: At) -> bool {
+        let seq = self.slot_ref(k).seq.get();
+        let page = self.vault.verdict(k);
+        // SAFETY: field addresses of a mapped view.
+        let (ask, bore, to) = unsafe { (&raw const (*page).ask, &raw const (*page).bore, &raw const (*page).seq) };
+        #[cfg(feature = "experiments")]
+        crate::experiment::LOOKS.fetch_add(1, Ordering::Relaxed);
+        sys::futex_requeue(if at == At::Ask { ask } else { bore }, to, seq).unwrap_or(false)
+    }
+
     /// Gives the T of pair `k`, which was taken, its verdict.
     fn give(&mut self, k: usize) {
-        let slot = self.slot(k);
-        slot.seq = slot.seq.wrapping_add(1);
-        let seq = slot.seq;
+        self.hand_over(k);
+    }
+
+    fn hand_over(&self, k: usize) {
+        let slot = self.slot_ref(k);
+        let seq = slot.seq.get().wrapping_add(1);
+        slot.seq.set(seq);
         let page = self.vault.verdict(k);
         // SAFETY: the words are mapped and aligned; the sandbox only reads them.
         let words = unsafe { [&raw mut (*page).seq, &raw mut (*page).ask, &raw mut (*page).bore] };
@@ -390,7 +406,7 @@ impl Sandbox<'_> {
         self.give(k);
     }
 
-    fn script(&mut self, k: usize, steps: &[Step]) {
+    fn script(&self, k: usize, steps: &[Step]) {
         // SAFETY: the view is mapped, and T, which was taken, does not look.
         let script = unsafe { &mut (*self.vault.verdict(k)).script };
         script.iter_mut().zip(steps).for_each(|(to, from)| *to = *from);

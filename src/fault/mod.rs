@@ -15,7 +15,6 @@ pub mod tsc;
 use crate::arch::{self, Frame};
 use crate::pair::from_state;
 use crate::signal::{self, AltStack, KICK, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP, SigInfo, SigSet};
-#[cfg(target_arch = "x86_64")]
 use crate::sys;
 use crate::untrusted::{self, State, dispatch, gate, signal as guest};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -51,6 +50,8 @@ pub(crate) struct FaultState {
     stack: (usize, usize),
     altstack: (usize, usize),
     vault: (usize, usize),
+    /// What the kernel says that a signal frame may take (`AT_MINSIGSTKSZ`); 0 if it does not.
+    signal_frame: usize,
     /// What is being put together: a section head and a chunk.
     buffer: [u8; CHUNK + 64],
 }
@@ -68,6 +69,7 @@ impl FaultState {
         self.stack = stack;
         self.altstack = (alt.sp, alt.sp + alt.size);
         self.vault = vault;
+        self.signal_frame = sys::auxv(sys::AT_MINSIGSTKSZ).unwrap_or(0);
         #[cfg(target_arch = "x86_64")]
         FSGSBASE.store(sys::auxv(sys::AT_HWCAP2).unwrap_or(0) & 2 != 0, Ordering::Relaxed);
     }
@@ -78,6 +80,7 @@ impl FaultState {
     pub(crate) fn again(&mut self, first: &Self, alt: AltStack) {
         self.altstack = (alt.sp, alt.sp.wrapping_add(alt.size));
         self.vault = first.vault;
+        self.signal_frame = first.signal_frame;
     }
 }
 

@@ -19,6 +19,8 @@ pub const STACK_MAX: usize = 64 * 1024;
 pub const THREAD_STACK_MAX: usize = 16 * 1024;
 /// … and of all others' together.
 pub const THREADS_STACK_MAX: usize = 96 * 1024;
+/// Bytes before and after what a register points to.
+pub const NEAR: [usize; 2] = [128, 256];
 /// Bytes of a record's head: magic, version, architecture, word size.
 const HEAD: usize = 16;
 
@@ -47,6 +49,10 @@ pub enum Kind {
     Stack = 9,
     /// Another thread: [`ThreadBody`], then its general registers as in [`Registers`](Self::Registers), if it stopped.
     Thread = 10,
+    /// Memory that a general register or the address of the fault points to: [`MemoryBody`], then bytes.
+    Near = 11,
+    /// What the set-up found of itself: [`CheckBody`].
+    Check = 12,
     /// The record is complete: 8 bytes, the number of bytes before this section, the line of text included.
     End = 0xff,
 }
@@ -123,6 +129,35 @@ body! {
 }
 
 body! {
+    /// What the set-up found of itself.
+    CheckBody {
+        /// Bytes of the alternate stack, on which handlers run.
+        altstack: u64,
+        /// Bytes that the kernel may take of it for a signal frame (`AT_MINSIGSTKSZ`); 0 where it does not say (before 5.14).
+        frame: u64,
+    }
+}
+
+impl CheckBody {
+    /// Whether the alternate stack has room for the handlers; `None` if nobody knows.
+    pub fn enough(&self) -> Option<bool> {
+        let needs = crate::pair::altstack_needs(usize::try_from(self.frame).unwrap_or(usize::MAX));
+        (self.frame > 0).then_some(self.altstack >= needs as u64)
+    }
+}
+
+impl core::fmt::Display for CheckBody {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { altstack, frame } = self;
+        match self.enough() {
+            None => write!(f, "{altstack} bytes; the kernel does not say what a signal frame takes"),
+            Some(true) => write!(f, "{altstack} bytes, enough: a signal frame takes up to {frame}"),
+            Some(false) => write!(f, "{altstack} bytes, TOO SMALL: a signal frame takes up to {frame}"),
+        }
+    }
+}
+
+body! {
     /// The address of the bytes that follow.
     MemoryBody {
         /// Address.
@@ -176,6 +211,15 @@ impl Arch {
         }
     }
 
+    /// How many of the [`registers`](Self::registers), from the first on, can hold whatever the guest likes, addresses
+    /// included: all but the program counter, flags, segments, and what the kernel adds.
+    pub const fn general(self) -> usize {
+        match self {
+            Self::X86 => 8,
+            Self::X86_64 => 16,
+        }
+    }
+
     /// Names of the general registers, in the order of a record.
     pub fn registers(self) -> &'static [&'static str] {
         match self {
@@ -204,6 +248,8 @@ pub struct Record<'a> {
     pub fault: Option<FaultBody>,
     /// Where things are.
     pub layout: Option<LayoutBody>,
+    /// What the set-up found of itself.
+    pub check: Option<CheckBody>,
     /// Whether the record was written to its end.
     pub complete: bool,
     sections: &'a [u8],
@@ -223,6 +269,7 @@ impl<'a> Record<'a> {
             version: u16::from_le_bytes([head[8], head[9]]),
             fault: None,
             layout: None,
+            check: None,
             complete: false,
             sections: &record[HEAD..],
         };
@@ -230,6 +277,7 @@ impl<'a> Record<'a> {
             match kind {
                 k if k == Kind::Fault as u32 => this.fault = this.fault.or(FaultBody::from_bytes(body)),
                 k if k == Kind::Layout as u32 => this.layout = this.layout.or(LayoutBody::from_bytes(body)),
+                k if k == Kind::Check as u32 => this.check = this.check.or(CheckBody::from_bytes(body)),
                 k if k == Kind::End as u32 => this.complete = true,
                 _ => {}
             }
@@ -246,7 +294,7 @@ impl<'a> Record<'a> {
             let kind = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
             let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
             let behind = &rest[8..];
-            let memory = [Kind::Code as u32, Kind::ExtendedState as u32, Kind::Stack as u32].contains(&kind);
+            let memory = [Kind::Code, Kind::ExtendedState, Kind::Stack, Kind::Near].iter().any(|k| *k as u32 == kind);
             let body = match behind.get(..len) {
                 Some(body) => body,
                 None if memory => behind,
@@ -297,7 +345,8 @@ impl<'a> Record<'a> {
         text.lines().filter_map(|line| line.split_once('='))
     }
 
-    /// Memory of one kind ([`Kind::Code`], [`Kind::Stack`] or [`Kind::ExtendedState`]): address and bytes, in order.
+    /// Memory of one kind ([`Kind::Code`], [`Kind::Stack`], [`Kind::ExtendedState`] or [`Kind::Near`]): address and bytes, in
+    /// order.
     pub fn memory(&self, kind: Kind) -> impl Iterator<Item = (u64, &'a [u8])> + use<'a> {
         self.of_kind(kind).filter_map(|body| {
             let MemoryBody { addr } = MemoryBody::from_bytes(body)?;
@@ -318,6 +367,11 @@ mod tests {
     fn register_names_are_those_of_the_writer() {
         let arch = Arch::from_raw(crate::arch::AUDIT_ARCH as u16).unwrap();
         assert_eq!(arch.registers(), crate::arch::REGISTERS);
+        // What comes behind the general ones is the program counter, and the stack pointer is one of them.
+        let general = &arch.registers()[..arch.general()];
+        let is = |name: &str, letter| name.ends_with(letter) && name.len() == 3;
+        let sp = if arch == Arch::X86 { "esp" } else { "rsp" };
+        assert!(general.contains(&sp) && !general.iter().any(|name| name.contains("fl") || is(name, "ip")));
     }
 
     fn sample() -> Vec<u8> {
@@ -351,6 +405,16 @@ mod tests {
         section(Kind::Stack, &[&0x2000u64.to_le_bytes()[..], &[5; 100]].concat());
         section(Kind::End, &0u64.to_le_bytes());
         bytes
+    }
+
+    #[test]
+    fn an_alternate_stack_that_is_too_small_is_called_so() {
+        let check = |altstack, frame| CheckBody { altstack, frame };
+        assert_eq!(check(36864, 3376).enough(), Some(true));
+        assert_eq!(check(8192, 3376).enough(), Some(false));
+        assert_eq!(check(36864, 11_952).enough(), Some(false)); // AMX
+        assert_eq!(check(8192, 0).enough(), None);
+        assert!(check(8192, 3376).to_string().contains("TOO SMALL") && !check(8192, 0).to_string().contains("TOO"));
     }
 
     #[test]

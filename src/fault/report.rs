@@ -3,8 +3,8 @@
 use crate::arch::{self, Frame};
 use crate::fault::classify::{Facts, classify};
 use crate::fault::record::{
-    BACKTRACE_MAX, CODE_AROUND, FaultBody, Kind, LayoutBody, MAGIC, MemoryBody, STACK_MAX, THREAD_STACK_MAX,
-    THREADS_STACK_MAX, ThreadBody, VERSION,
+    Arch, BACKTRACE_MAX, CODE_AROUND, CheckBody, FaultBody, Kind, LayoutBody, MAGIC, MemoryBody, NEAR, STACK_MAX,
+    THREAD_STACK_MAX, THREADS_STACK_MAX, ThreadBody, VERSION,
 };
 use crate::fault::{CHUNK, NO_CODE, drain, extended_len, peek};
 use crate::signal;
@@ -151,15 +151,19 @@ pub(super) unsafe fn report(state: *mut State, sig: i32, code: i32, addr: usize,
         let used = annotations.get(..(*state).annotations_len as usize).unwrap_or(annotations);
         out.section(Kind::Annotations, [used, &[]]);
         layout(&mut out, state);
-        memory(&mut out, state, Kind::Code, pc.wrapping_sub(CODE_AROUND), 2 * CODE_AROUND);
+        let code = memory(&mut out, state, Kind::Code, pc.wrapping_sub(CODE_AROUND), 2 * CODE_AROUND);
         extended(&mut out, state, (*frame).fpstate());
-        if !memory(&mut out, state, Kind::Stack, sp.wrapping_sub(arch::RED_ZONE), STACK_MAX) {
+        let mut stack = memory(&mut out, state, Kind::Stack, sp.wrapping_sub(arch::RED_ZONE), STACK_MAX);
+        if stack.is_none() {
             let top = (*state).fault.stack.1;
-            memory(&mut out, state, Kind::Stack, top.wrapping_sub(LOST_STACK), LOST_STACK);
+            stack = memory(&mut out, state, Kind::Stack, top.wrapping_sub(LOST_STACK), LOST_STACK);
         }
+        near(&mut out, state, frame, addr, [code, stack]);
         threads(&mut out, state);
         let total = out.total;
         out.section(Kind::End, [&total.to_le_bytes(), &[]]);
+        forget(state);
+        untrusted::stay(state);
     }
 }
 
@@ -174,6 +178,14 @@ pub(super) unsafe fn nested(state: *mut State, sig: i32, frame: *mut Frame) {
     let (fd, pc, addr) = unsafe { ((*state).crash, (*frame).pc(), (*frame).cr2()) };
     line.str("\nascetic: fault in the reporter signal=").dec(sig).str(" pc=").hex(pc).str(" addr=").hex(addr).str("\n");
     Out { fd, good: true, total: 0 }.write(line.bytes());
+    // SAFETY: as `report`.
+    unsafe { forget(state) };
+}
+
+/// Leaves no copy of the guest's memory behind: whoever takes a range out of a core would not find it there.
+unsafe fn forget(state: *mut State) {
+    // SAFETY: as `report`.
+    unsafe { (&raw mut (*state).fault.buffer).write_bytes(0, 1) };
 }
 
 unsafe fn fault(state: *mut State, sig: i32, code: i32, addr: usize, frame: *mut Frame) -> FaultBody {
@@ -258,14 +270,16 @@ unsafe fn threads(out: &mut Out, state: *mut State) {
                 patience = patience.wrapping_sub(1);
                 let _ = gate::read((*state).probe_read, &mut [0; 1]); // empty: takes a moment, and no more
             }
-            let stopped = stopped();
+            // Who was kicked at the very beginning of a handler has not said yet where the guest was.
+            let frame =
+                if stopped() { (&raw const (*other).fault.outer).read_volatile() } else { core::ptr::null_mut() };
+            let stopped = !frame.is_null();
             let (pair, tid) = ((&raw const (*other).pair).read_volatile(), (&raw const (*other).tid).read_volatile());
             let body = ThreadBody { pair: pair as u32, tid, stopped: u32::from(stopped), pad: 0 }.to_bytes();
             if !stopped {
                 out.section(Kind::Thread, [&body, &[]]);
                 continue;
             }
-            let frame = (*other).fault.outer;
             out.section(Kind::Thread, [&body, &general(frame)]);
             memory(out, state, Kind::Stack, (*frame).sp().wrapping_sub(arch::RED_ZONE), room);
         }
@@ -333,18 +347,22 @@ unsafe fn calls(out: &mut Out, state: *mut State) {
     out.section(Kind::Calls, [bytes.get(..len).unwrap_or(&bytes), &[]]);
 }
 
+/// Where things are, and whether the handlers' stack is as large as the kernel wants it.
 unsafe fn layout(out: &mut Out, state: *mut State) {
     // SAFETY: as `report`.
     let fault = unsafe { &(*state).fault };
     let range = |(from, to): (usize, usize)| [from as u64, to as u64];
     let body = LayoutBody { stack: range(fault.stack), altstack: range(fault.altstack), vault: range(fault.vault) };
     out.section(Kind::Layout, [&body.to_bytes(), &[]]);
+    let altstack = fault.altstack.1.wrapping_sub(fault.altstack.0);
+    let check = CheckBody { altstack: altstack as u64, frame: fault.signal_frame as u64 };
+    out.section(Kind::Check, [&check.to_bytes(), &[]]);
 }
 
 /// Writes what can be read of a range, page by page; skips what cannot be read before the first page that can, and
-/// stops at what cannot be read after it. Returns whether there was anything.
-unsafe fn memory(out: &mut Out, state: *mut State, kind: Kind, from: usize, len: usize) -> bool {
-    let mut any = false;
+/// stops at what cannot be read after it. Returns from where to where there was something.
+unsafe fn memory(out: &mut Out, state: *mut State, kind: Kind, from: usize, len: usize) -> Option<(usize, usize)> {
+    let mut any: Option<(usize, usize)> = None;
     let mut done = 0usize;
     while done < len {
         let at = from.wrapping_add(done);
@@ -358,13 +376,45 @@ unsafe fn memory(out: &mut Out, state: *mut State, kind: Kind, from: usize, len:
             }
             got
         };
-        if got == 0 && any {
+        if got > 0 {
+            any = Some((any.map_or(at, |(first, _)| first), at.wrapping_add(got)));
+        } else if any.is_some() {
             break;
         }
-        any |= got > 0;
         done = done.wrapping_add(want);
     }
     any
+}
+
+/// This architecture, as a record names it.
+const ARCH: Arch = if cfg!(target_arch = "x86_64") { Arch::X86_64 } else { Arch::X86 };
+/// What may be pointed to: by each general register, and by the fault.
+const POINTERS: usize = ARCH.general() + 1;
+
+/// What is around the addresses in the general registers and the address of the fault, but for what is there already:
+/// `known`, and what an earlier register led to. What is no address cannot be read, and leaves nothing.
+unsafe fn near(out: &mut Out, state: *mut State, frame: *mut Frame, addr: usize, known: [Option<(usize, usize)>; 2]) {
+    let mut written = [(0usize, 0usize); POINTERS + 2];
+    written.iter_mut().zip(known.into_iter().flatten()).for_each(|(to, range)| *to = range);
+    // SAFETY: as `report`.
+    let values = unsafe { (*frame).registers() };
+    let general = values.into_iter().take(ARCH.general()).map(|value| value as usize);
+    for (at, slot) in general.chain([addr]).zip(2..) {
+        let (mut from, mut to) = (at.saturating_sub(NEAR[0]), at.saturating_add(NEAR[1]));
+        for (first, end) in written {
+            if first <= from && from < end {
+                from = end;
+            }
+            if first < to && to <= end {
+                to = first;
+            }
+        }
+        if from < to {
+            // SAFETY: as `report`.
+            let range = unsafe { memory(out, state, Kind::Near, from, to.wrapping_sub(from)) };
+            written.iter_mut().skip(slot).take(1).zip(range).for_each(|(to, range)| *to = range);
+        }
+    }
 }
 
 /// The extended state as the kernel saved it.

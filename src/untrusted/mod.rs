@@ -93,6 +93,8 @@ pub struct State {
     pub(crate) selector: bool,
     /// Whether there can be other threads.
     pub(crate) threads: bool,
+    /// Whether T is to wait for the supervisor when this thread has crashed.
+    pub(crate) stays: bool,
     /// Where the guest wants 0 when this thread ends (`set_tid_address`); 0 for nowhere.
     pub(crate) clear_tid: usize,
     pub(crate) calls: u32,
@@ -430,6 +432,25 @@ pub(crate) unsafe fn ask_for_signal(state: *mut State, sig: i32) -> bool {
             }
         }
         true
+    }
+}
+
+/// At the end of this thread: has T wait for the supervisor, which can then have it read memory. Nobody answers, and nobody
+/// waits for an answer. Not while T makes a call.
+///
+/// # Safety
+///
+/// As [`ask_for_signal`].
+pub(crate) unsafe fn stay(state: *mut State) {
+    // SAFETY: the state and the mailbox are mapped.
+    unsafe {
+        let line = &raw mut (*(*state).mailbox).line;
+        let turn = atomic(&raw mut (*line).turn);
+        if (*state).stays && turn.load(Ordering::Acquire) == (*state).turn {
+            (&raw mut (*line).nr).write_volatile(crate::abi::NR_STAY);
+            turn.store((*state).turn.wrapping_add(1), Ordering::Release);
+            ring((*state).doorbell_t); // whether it sleeps or not
+        }
     }
 }
 

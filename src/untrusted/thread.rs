@@ -187,7 +187,7 @@ unsafe fn init(state: *mut State, pair: usize, verdict: *const Verdict) {
         state.look_away = LookAway::begin(state.look_away_most);
         (state.pid, state.tid, state.uid) = ((*first).pid, (*verdict).tid, (*first).uid);
         (state.dispatch, state.selector) = ((*first).dispatch, (*first).selector);
-        state.threads = (*first).threads;
+        (state.threads, state.stays) = ((*first).threads, (*first).stays);
         state.fault.again(&(*first).fault, (*verdict).altstack);
     }
 }

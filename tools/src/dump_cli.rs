@@ -5,8 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ascetic_tools::dump::symbols::Symbols;
-use ascetic_tools::dump::{self, Dump, Facts};
+use std::time::Duration;
+
+use ascetic_tools::dump::symbols::Names;
+use ascetic_tools::dump::{self, Deadline, Dump, Facts};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -47,6 +49,9 @@ struct Convert {
     /// Where the text goes; - for the terminal
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
+    /// Milliseconds after which memory, functions and lines that are not there yet are left out
+    #[arg(long, default_value_t = 10_000)]
+    deadline: u64,
 }
 
 fn main() -> ExitCode {
@@ -68,11 +73,8 @@ fn run(convert: &Convert) -> Result<(), String> {
         }
         None => Facts::default(),
     };
-    let dump = input(&convert.input, &facts)?;
-    let mut symbols = Symbols::default();
-    for path in &convert.symbols {
-        symbols.add(path, &convert.source).map_err(|error| error.to_string())?;
-    }
+    let deadline = Deadline::after(Duration::from_millis(convert.deadline));
+    let dump = input(&convert.input, &facts, &deadline)?;
     if let Some(path) = &convert.minidump {
         write(path, &dump::minidump::write(&dump))?;
     }
@@ -82,29 +84,37 @@ fn run(convert: &Convert) -> Result<(), String> {
     if let Some(path) = &convert.json {
         write(path, format!("{:#}\n", dump::json::report(&dump)).as_bytes())?;
     }
-    let text = || dump::report::write(&dump, &symbols);
     let named = [&convert.minidump, &convert.core, &convert.json].iter().any(|path| path.is_some());
+    let (names, found) = match &convert.text {
+        None if named => (Names::default(), Ok(())),
+        _ => Names::within(&dump, &convert.symbols, &convert.source, &deadline),
+    };
+    let text = dump::report::write_with(&dump, &names);
     match &convert.text {
-        Some(path) if path != Path::new("-") => write(path, text().as_bytes()),
-        None if named => Ok(()),
-        _ => match write!(std::io::stdout(), "{}", text()) {
+        Some(path) if path != Path::new("-") => write(path, text.as_bytes())?,
+        None if named => {}
+        _ => match write!(std::io::stdout(), "{text}") {
             // Whoever closes the pipe has read enough.
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.to_string()),
-            _ => Ok(()),
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error.to_string()),
+            _ => {}
         },
     }
+    // What is written is true as far as it goes.
+    found.map_err(|error| error.to_string())?;
+    deadline.kept().map_err(|exceeded| exceeded.to_string())
 }
 
 /// Reads a core, or else a record.
-fn input(path: &Path, facts: &Facts) -> Result<Dump, String> {
+fn input(path: &Path, facts: &Facts, deadline: &Deadline) -> Result<Dump, String> {
     let at = |error: &dyn ToString| format!("{}: {}", path.display(), error.to_string());
-    match dump::core::read_file(path, facts) {
+    match dump::core::read_file_within(path, facts, deadline) {
         Ok(dump) => return Ok(dump),
         Err(dump::core::NoCore::Io(error)) => return Err(at(&error)),
         Err(dump::core::NoCore::None) => {}
     }
     let bytes = read(path)?;
-    dump::record::read(&bytes, facts).ok_or_else(|| at(&"neither a fault record nor an ELF core of x86"))
+    dump::record::read_within(&bytes, facts, deadline)
+        .ok_or_else(|| at(&"neither a fault record nor an ELF core of x86"))
 }
 
 /// The first bytes of a file: of a record, nothing that is longer is needed.

@@ -28,6 +28,21 @@ extern "C" fn crashes(_: usize) -> i32 {
     black_box(secret)[0].into()
 }
 
+/// What is in memory that nothing points to but a register of the guest that crashes.
+static OBJECT: [u8; 64] = *b"0123456789abcdef the object that the guest was working on, 64 b.";
+
+extern "C" fn crashes_with_pointer(at: usize) -> i32 {
+    // SAFETY: none: this is the bug.
+    unsafe { std::arch::asm!("mov [rcx], al", in("rcx") 0x1234usize, in("r12") at + 16) };
+    0
+}
+
+/// A secret that is in memory once: this computes it, and keeps none of it.
+fn secret_byte(i: usize) -> u8 {
+    (black_box(i) * 37 + 11) as u8 ^ 0x5a
+}
+const SECRET_LEN: usize = 48;
+
 extern "C" fn ends(_: usize) -> i32 {
     3
 }
@@ -84,7 +99,56 @@ fn an_embedder_gets_what_it_asks_for() {
     let record = &crash.dumps[0];
     assert!(record.annotations.contains(&(Origin::Guest, "stage".to_owned(), "reading".to_owned())));
     assert_eq!(record.refusals.len(), 1, "{:?}", record.refusals);
-    assert!(record.self_check.iter().any(|(name, _)| name == "yama/ptrace_scope"));
+    for name in ["alternate stack", "core limit", "cores go", "dumpable", "yama/ptrace_scope"] {
+        assert!(record.self_check.iter().any(|(known, _)| known == name), "{name}");
+    }
+    assert!(record.self_check.iter().all(|(_, found)| !found.contains("TOO SMALL")), "{:?}", record.self_check);
+
+    // What a register points to is in all dumps, and in all that is written of them.
+    let collector = Collector::new(ways).folder(folder.path()).watcher(env!("CARGO_BIN_EXE_ascetic-watch"));
+    // The kernel's core has no memory that is a file's.
+    let heap = OBJECT.to_vec();
+    let (_, pointing) = collector.run(&config, crashes_with_pointer, heap.as_ptr() as usize, PATIENCE).unwrap();
+    let pointing = pointing.unwrap();
+    assert_eq!(pointing.dumps.len(), expected.len());
+    for (dump, file) in pointing.dumps.iter().zip(&pointing.files) {
+        assert_eq!(dump.read(heap.as_ptr() as u64, 64), OBJECT, "{:?}", dump.way);
+        for (end, what) in
+            [("dmp", &OBJECT[..]), ("core", &OBJECT[..]), ("txt", b" the object that"), ("json", b"20746865")]
+        {
+            let bytes = std::fs::read(format!("{}.{end}", file.display())).unwrap();
+            assert!(bytes.windows(what.len()).any(|window| window == what), "{:?}: {end}", dump.way);
+        }
+    }
+
+    // What is taken out is in nothing that is written, and what is not, is where that way has it.
+    for taken_out in [true, false] {
+        // the other way round, this process would have copies of it
+        let folder = tempfile::tempdir().unwrap();
+        let secret: Vec<u8> = (0..black_box(SECRET_LEN)).map(secret_byte).collect();
+        let at = secret.as_ptr() as u64;
+        let collector = Collector::new(ways).folder(folder.path()).watcher(env!("CARGO_BIN_EXE_ascetic-watch"));
+        let mut collector = collector.fetch(256 << 20).whole_core();
+        if taken_out {
+            collector = collector.redact(at..at + SECRET_LEN as u64);
+        }
+        let (_, crash) = collector.run(&config, crashes_with_pointer, at as usize, PATIENCE).unwrap();
+        let crash = crash.unwrap();
+        assert_eq!(crash.dumps.len(), expected.len());
+        let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 4 * expected.len() + usize::from(ways.core));
+        for file in files {
+            let bytes = std::fs::read(&file).unwrap();
+            let found = bytes.windows(SECRET_LEN).any(|window| (0..SECRET_LEN).all(|i| window[i] == secret_byte(i)));
+            let is = |ends: &[&str]| ends.iter().any(|end| file.extension().is_some_and(|is| is == *end));
+            assert_eq!(found, is(&["dmp", "core", "kernel"]) && !taken_out, "{}", file.display());
+            // Nor is a part of it in the text; a minidump has the JSON, too.
+            let text = String::from_utf8_lossy(&bytes);
+            let part: String = (16..24).map(|i| format!("{:02x}", secret_byte(i))).collect();
+            assert_eq!(text.contains(&part), is(&["dmp", "json", "txt"]) && !taken_out, "{}", file.display());
+        }
+        assert!(std::fs::read_dir(".").unwrap().all(|entry| !entry.unwrap().file_name().eq("core")));
+    }
 
     // What is taken out is in no dump, and no dump has more than was asked for.
     let stack = places[0].2.unwrap();

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use ascetic_tools::dump::symbols::Symbols;
 use ascetic_tools::dump::{Dump, Facts, core, elf, json, minidump, record, report};
 
-/// What one input may take; without optimisation it takes several times as long.
-const TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 2 });
+/// What one input may take.
+const TIME: Duration = Duration::from_secs(2);
 /// Bytes of address space that the program may have.
 const MEMORY: u64 = 256 << 20;
 /// Damaged inputs, all samples together.
@@ -92,13 +92,17 @@ fn damaged_bytes_do_no_harm() {
 
 /// Runs the program with little memory.
 fn run(input: &Path, folder: &Path) -> Output {
+    run_with(input, folder, &[])
+}
+
+fn run_with(input: &Path, folder: &Path, more: &[&str]) -> Output {
     let start = Instant::now();
     let mut command = Command::new("prlimit");
     command.arg(format!("--as={MEMORY}")).arg(env!("CARGO_BIN_EXE_ascetic-dump")).arg("convert").arg(input);
     for format in ["minidump", "core", "json", "text"] {
         command.arg(format!("--{format}")).arg(folder.join(format));
     }
-    let output = command.output().unwrap();
+    let output = command.args(more).output().unwrap();
     assert!(start.elapsed() < TIME, "{}: {:?}", input.display(), start.elapsed());
     output
 }
@@ -125,16 +129,54 @@ fn note(kind: u32, body: &[u8]) -> Vec<u8> {
     note
 }
 
+/// A thread's registers, with a stack pointer and a program counter.
+fn thread(sp: u64, pc: u64) -> Vec<u8> {
+    let mut body = [0; 336];
+    body[12] = 11;
+    body[112 + 19 * 8..][..8].copy_from_slice(&sp.to_le_bytes());
+    body[112 + 16 * 8..][..8].copy_from_slice(&pc.to_le_bytes());
+    note(1, &body)
+}
+
+/// As long as it may take is not always long enough: what happened is said all the same, and what took too long.
+#[test]
+fn a_deadline_leaves_what_happened() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("input");
+    let json =
+        || -> serde_json::Value { serde_json::from_slice(&fs::read(folder.path().join("json")).unwrap()).unwrap() };
+    let (core, _) = costly(60_000, u64::MAX, &thread(0x1_0000, 0x4711));
+    for (bytes, doing) in
+        [(&core[..], "the core's memory"), (CORES[0], "the core's notes"), (RECORDS[0], "the record's memory")]
+    {
+        fs::write(&input, bytes).unwrap();
+        let output = run_with(&input, folder.path(), &["--deadline", "0"]);
+        let expected = format!("the deadline of 0 ms was exceeded while reading {doing}\n");
+        assert_eq!(
+            (output.status.code(), String::from_utf8_lossy(&output.stderr)),
+            (Some(1), expected.as_str().into())
+        );
+        let json = json();
+        assert_eq!((&json["exception"]["signal"], json["memory"].as_array().unwrap().len()), (&11.into(), 0));
+        assert!(
+            json["exception"]["pc"].as_str().unwrap().len() > 3
+                && json["missing"].to_string().contains(expected.trim())
+        );
+    }
+    // A program with symbols that is never read to its end.
+    let symbols = folder.path().join("symbols");
+    assert!(Command::new("mkfifo").arg(&symbols).status().unwrap().success());
+    let output = run_with(&input, folder.path(), &["--deadline", "200", "--symbols", symbols.to_str().unwrap()]);
+    let expected = "the deadline of 200 ms was exceeded while reading the programs with symbols\n";
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr)), (Some(1), expected.into()));
+    assert!(fs::read_to_string(folder.path().join("text")).unwrap().contains("signal 11 (SIGSEGV)"));
+    assert_ne!(json()["memory"].as_array().unwrap().len(), 0);
+}
+
 #[test]
 fn what_is_made_to_cost_much_does_not() {
     let folder = tempfile::tempdir().unwrap();
-    let thread = |sp: u64| {
-        let mut body = [0; 336];
-        body[12] = 11;
-        body[112 + 19 * 8..][..8].copy_from_slice(&sp.to_le_bytes());
-        note(1, &body)
-    };
-    let threads: Vec<u8> = (0..4000).flat_map(|i| thread(0x1_0000 + i * 65536)).collect();
+    let threads: Vec<u8> = (0..4000).flat_map(|i| thread(0x1_0000 + i * 65536, 0)).collect();
     let files = |count: usize| {
         let words = (0..count as u64).flat_map(|i| [0x1_0000 + i * 16, u64::MAX, i]);
         let body: Vec<u8> = [count as u64, u64::MAX].into_iter().chain(words).flat_map(u64::to_le_bytes).collect();
@@ -152,7 +194,9 @@ fn what_is_made_to_cost_much_does_not() {
         let input = folder.path().join(format!("input-{i}"));
         fs::write(&input, &bytes).unwrap();
         fs::OpenOptions::new().append(true).open(&input).unwrap().set_len(len.max(bytes.len() as u64)).unwrap();
+        let start = Instant::now();
         let output = run(&input, folder.path());
+        println!("input {i}: {} ms", start.elapsed().as_millis());
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(
             matches!(output.status.code(), Some(0 | 1)) && errors.lines().count() <= 1,

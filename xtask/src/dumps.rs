@@ -79,7 +79,7 @@ pub fn follow(input: &mut ChildStdin, output: &mut Output, dir: &Path) -> Result
     let traced = tracer.join().map_err(|_| anyhow!("the tracer panicked"))?;
     let recorded = record::read(&bytes, &facts).ok_or_else(|| "none: the guest did not live to write one".to_owned());
     let task = facts.ended.map_or(u, |ended| ended.task);
-    let cored = kernel::core_of(dir, task, &facts).map_err(|why| why.to_string());
+    let cored = kernel::core_of(dir, task, &facts, None).map_err(|why| why.to_string());
     Ok(Crash { record: bytes, guest: u, ended, ways: [recorded, cored, traced] })
 }
 

@@ -30,7 +30,7 @@ const SKIPPED: &str = "exit:77";
 
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
 /// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a root folder to change.
-const MAY_SKIP: [&str; 20] = [
+const MAY_SKIP: [&str; 22] = [
     "births_end_leaves_nobody_off_shows_it",
     "threads_registers",
     "threads_storage",
@@ -48,6 +48,8 @@ const MAY_SKIP: [&str; 20] = [
     "dump_core_in_chroot",
     "dump_core_to_pipe",
     "dump_core_of_another_uid",
+    "dump_memory_by_t_in_empty_chroot",
+    "dump_memory_by_t_of_another_uid",
     "threads_spread",
     "supervisor_terminal",
     "supervisor_real_time",

@@ -1,7 +1,7 @@
 //! For embedders: runs a guest, and makes a dump of it if it crashes, in the ways that are asked for.
 
 use std::cell::RefCell;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -10,8 +10,10 @@ use std::time::Duration;
 use ascetic::fault::classify::Class;
 use ascetic::sandbox::{self, Cause, Config, Core, Hook, Outcome, RECORD_MAX, Sandbox};
 
+use super::fetch::Fetched;
+use super::kernel::{self, Keep};
 use super::symbols::Symbols;
-use super::{Dump, Facts, NotWritten, Way, core, json, record, write_all};
+use super::{Dump, Facts, NotWritten, Way, core, fetch, json, minidump, record, write_all};
 
 /// Which ways to a dump are gone. Each is on or off for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,11 +68,14 @@ pub struct Collector<'a> {
     ways: Ways,
     folder: Option<PathBuf>,
     cap: usize,
+    fetch: usize,
+    whole_core: bool,
     annotations: Vec<(String, String)>,
     redacted: Vec<Range<u64>>,
     symbols: Symbols,
     watcher: PathBuf,
     told: Option<Told<'a>>,
+    stream: Option<RefCell<Box<dyn Write + 'a>>>,
 }
 
 /// A guest could not be run, or its dump not be written.
@@ -92,13 +97,33 @@ impl<'a> Collector<'a> {
     pub fn new(ways: Ways) -> Self {
         let (annotations, redacted) = (Vec::new(), Vec::new());
         let (symbols, watcher) = (Symbols::default(), PathBuf::from("ascetic-watch"));
-        Self { ways, folder: None, cap: usize::MAX, annotations, redacted, symbols, watcher, told: None }
+        Self {
+            ways,
+            folder: None,
+            cap: usize::MAX,
+            fetch: 0,
+            whole_core: false,
+            annotations,
+            redacted,
+            symbols,
+            watcher,
+            told: None,
+            stream: None,
+        }
     }
 
     /// Writes each dump in all formats into a folder: `<pid>-<way>.dmp`, `.core`, `.json`, `.txt`.
     #[must_use]
     pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.folder = Some(folder.into());
+        self
+    }
+
+    /// Writes a minidump to a descriptor (`File::from(OwnedFd)`), or whatever else takes bytes: for whoever may not, or will not,
+    /// create files. It is that of the first way that led to a dump; what a folder or a callback gets does not change.
+    #[must_use]
+    pub fn minidump_to(mut self, stream: impl Write + 'a) -> Self {
+        self.stream = Some(RefCell::new(Box::new(stream)));
         self
     }
 
@@ -110,6 +135,15 @@ impl<'a> Collector<'a> {
         self
     }
 
+    /// Has the dump of the record's way have so many bytes of memory more, at most, as far as [`cap`](Self::cap) allows: whole
+    /// stacks, the heap, and what else the guest can write. The sandbox's own T reads it, so that nobody needs to be allowed to
+    /// trace the sandbox ([`Sandbox::read_memory`]).
+    #[must_use]
+    pub fn fetch(mut self, bytes: usize) -> Self {
+        self.fetch = bytes;
+        self
+    }
+
     /// Adds a name and a value to every dump. The guest adds its own by `untrusted::annotate`.
     #[must_use]
     pub fn annotate(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
@@ -117,11 +151,20 @@ impl<'a> Collector<'a> {
         self
     }
 
-    /// Keeps addresses of the guest out of every dump that is written here. A core that the kernel writes has what
-    /// `coredump_filter` and `MADV_DONTDUMP` leave in it.
+    /// Keeps addresses of the guest out of every dump that is written here. The kernel's own core is removed when it has been
+    /// read. One that it would not write to a file in the current folder, but elsewhere, where nothing can be taken out, is not
+    /// asked for, unless [`Config::core`] does.
     #[must_use]
     pub fn redact(mut self, range: Range<u64>) -> Self {
         self.redacted.push(range);
+        self
+    }
+
+    /// Keeps the kernel's own core in the folder, too, as `<pid>-core.kernel`: with all memory that the kernel gave it, but for
+    /// redacted ranges, which are zeros there, and what [`cap`](Self::cap) cuts.
+    #[must_use]
+    pub fn whole_core(mut self) -> Self {
+        self.whole_core = true;
         self
     }
 
@@ -159,6 +202,7 @@ impl<'a> Collector<'a> {
         deadline: Option<Duration>,
     ) -> Result<(Outcome, Option<Crash>), Error> {
         let facts = RefCell::new(Facts::default());
+        let fetched = RefCell::new(Fetched::default());
         let tracing = RefCell::new(None);
         // What the helper writes is read again, for what is added and taken out here.
         let scratch = self.ways.ptrace.then(tempfile::tempdir).transpose().map_err(Error::Scratch)?;
@@ -172,11 +216,16 @@ impl<'a> Collector<'a> {
         };
         let dying = |sandbox: &Sandbox<'_>| {
             *facts.borrow_mut() = Facts::of_sandbox(sandbox);
+            if self.ways.record && self.fetch > 0 {
+                *fetched.borrow_mut() = fetch::all(sandbox, &facts.borrow(), self.fetch, self.cap);
+            }
             if let Some(Hook(more)) = config.dying {
                 more(sandbox);
             }
         };
-        let limits = Core { limit: usize::MAX, filter: None, trusted: false };
+        // With a limit of 1, the kernel has no program take a core either (`fs/coredump.c`).
+        let out_of_reach = self.ways.core && !self.redacted.is_empty() && !kernel::leaves_files();
+        let limits = Core { limit: if out_of_reach { 1 } else { usize::MAX }, filter: None, trusted: false };
         let core = if self.ways.core { config.core.or(Some(limits)) } else { config.core };
         // The helper is a child of this process, and so no ancestor of the tasks.
         let tracer = if self.ways.ptrace { config.tracer.or(Some(-1)) } else { config.tracer };
@@ -200,12 +249,21 @@ impl<'a> Collector<'a> {
             Err(why) => missing.push(format!("{way}: {why}")),
         };
         if self.ways.record {
-            let dump = record::read(&recorded, &facts);
+            let mut dump = record::read(&recorded, &facts);
+            if let Some(dump) = &mut dump {
+                fetched.borrow().add_to(dump);
+            }
             add("record", dump.ok_or_else(|| "the guest did not live to write one".to_owned()));
         }
         if self.ways.core {
             let task = facts.ended.map_or(guest, |ended| ended.task);
-            add("core", super::kernel::core_of(Path::new("."), task, &facts).map_err(|why| why.to_string()));
+            let keep = self.folder.as_ref().filter(|_| self.whole_core).map(|folder| Keep {
+                to: folder.join(format!("{}-core.kernel", facts.process)),
+                redacted: self.redacted.clone(),
+                cap: u64::try_from(self.cap).unwrap_or(u64::MAX),
+            });
+            let core = kernel::core_of(Path::new("."), task, &facts, keep.as_ref());
+            add("core", core.map_err(|why| why.to_string()));
         }
         if let Some(traced) = traced {
             add("ptrace", traced);
@@ -221,6 +279,11 @@ impl<'a> Collector<'a> {
                 let stem = format!("{}-{way}", dump.process);
                 write_all(&dump, folder, &stem, &self.symbols)?;
                 crash.files.push(folder.join(stem));
+            }
+            if let Some(stream) = self.stream.as_ref().filter(|_| crash.dumps.is_empty()) {
+                let stream = &mut *stream.borrow_mut();
+                let written = stream.write_all(&minidump::write(&dump)).and_then(|()| stream.flush());
+                written.map_err(NotWritten::Stream)?;
             }
             crash.dumps.push(dump);
         }

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use ascetic::fault::classify::{self, Class};
-use ascetic::fault::record::{Arch, CODE_AROUND, STACK_MAX, THREAD_STACK_MAX, THREADS_STACK_MAX};
+use ascetic::fault::record::{Arch, CODE_AROUND, NEAR, STACK_MAX, THREAD_STACK_MAX, THREADS_STACK_MAX};
 use object::elf::{
     EM_386, EM_X86_64, ET_CORE, FileHeader32, FileHeader64, NT_AUXV, NT_FILE, NT_PRFPREG, NT_PRSTATUS, NT_PRXFPREG,
     NT_SIGINFO, NT_X86_XSTATE, PT_LOAD, PT_NOTE,
@@ -16,7 +16,7 @@ use object::{Endianness, FileKind, ReadCache, ReadRef};
 
 use super::elf::NO_CODE;
 use super::notes::{self, SigInfo};
-use super::{Dump, Exception, Facts, MapsEntry, Origin, Registers, Role, Thread, Way, clean};
+use super::{Deadline, Dump, Exception, Facts, MapsEntry, Origin, Registers, Role, Thread, Way, clean};
 
 /// Bytes of notes, at most.
 const NOTES_MAX: u64 = 16 << 20;
@@ -49,15 +49,28 @@ pub enum NoCore {
 /// # Errors
 /// It cannot be read, or is none.
 pub fn read_file(path: &Path, facts: &Facts) -> Result<Dump, NoCore> {
+    read_file_within(path, facts, &Deadline::never())
+}
+
+/// [`read_file`], up to a deadline.
+///
+/// # Errors
+/// It cannot be read, or is none.
+pub fn read_file_within(path: &Path, facts: &Facts, deadline: &Deadline) -> Result<Dump, NoCore> {
     let cache = ReadCache::new(super::open(path)?);
-    read(&cache, facts).ok_or(NoCore::None)
+    read_within(&cache, facts, deadline).ok_or(NoCore::None)
 }
 
 /// Reads a core; `None` if it is none.
 pub fn read<'a, R: ReadRef<'a>>(data: R, facts: &Facts) -> Option<Dump> {
+    read_within(data, facts, &Deadline::never())
+}
+
+/// [`read`], up to a deadline: signal and registers of the first thread are there in any case, memory as far as time allowed.
+pub fn read_within<'a, R: ReadRef<'a>>(data: R, facts: &Facts, deadline: &Deadline) -> Option<Dump> {
     match FileKind::parse(data).ok()? {
-        FileKind::Elf32 => of::<FileHeader32<Endianness>, R>(data, facts),
-        FileKind::Elf64 => of::<FileHeader64<Endianness>, R>(data, facts),
+        FileKind::Elf32 => of::<FileHeader32<Endianness>, R>(data, facts, deadline),
+        FileKind::Elf64 => of::<FileHeader64<Endianness>, R>(data, facts, deadline),
         _ => None,
     }
 }
@@ -69,7 +82,11 @@ struct Segment {
     len: u64,
 }
 
-fn of<'a, H: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(data: R, facts: &Facts) -> Option<Dump> {
+fn of<'a, H: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
+    data: R,
+    facts: &Facts,
+    deadline: &Deadline,
+) -> Option<Dump> {
     let header = H::parse(data).ok()?;
     let endian = header.endian().ok()?;
     let arch = match (header.e_machine(endian), header.is_type_64()) {
@@ -82,7 +99,7 @@ fn of<'a, H: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(data: R, facts: &F
     }
     let mut dump = Dump::new(arch, Way::Core);
     let mut found = Found::default();
-    let mut segments = Vec::new();
+    let (mut segments, mut notes_left) = (Vec::new(), NOTES_MAX);
     let headers = header.program_headers(endian, data).unwrap_or_default();
     if headers.is_empty() {
         dump.missing.push("the core has no program headers".to_owned());
@@ -96,18 +113,20 @@ fn of<'a, H: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(data: R, facts: &F
             continue;
         }
         // Notes that are cut short are read as far as they go.
-        let have = data.len().unwrap_or(0).saturating_sub(offset).min(len).min(NOTES_MAX);
+        let have = data.len().unwrap_or(0).saturating_sub(offset).min(len).min(notes_left);
+        notes_left -= have;
         if have < len {
             dump.missing.push("the core's notes are cut short".to_owned());
         }
         let bytes = data.read_bytes_at(offset, have).unwrap_or_default();
         if let Ok(notes) = NoteIterator::<H>::new(endian, one.p_align(endian), bytes) {
-            self::notes(arch, endian, notes, &mut found);
+            self::notes(arch, endian, notes, &mut found, deadline);
         }
     }
     segments.sort_by_key(|segment| segment.address);
     fill(&mut dump, found, facts);
-    memory(&mut dump, data, &segments);
+    memory(&mut dump, data, &segments, deadline);
+    dump.missing.extend(deadline.kept().err().map(|exceeded| exceeded.to_string()));
     Some(dump)
 }
 
@@ -125,8 +144,13 @@ fn notes<H: FileHeader<Endian = Endianness>>(
     endian: Endianness,
     mut notes: NoteIterator<'_, H>,
     to: &mut Found,
+    deadline: &Deadline,
 ) {
     while let Ok(Some(note)) = notes.next() {
+        // There are no more than fit in `NOTES_MAX`: what happened is looked for among all of them.
+        if !to.threads.is_empty() && to.info.is_some() && deadline.passed("reading the core's notes") {
+            break;
+        }
         let desc = note.desc();
         match note.n_type(endian) {
             NT_PRSTATUS if to.threads.len() < THREADS_MAX => {
@@ -235,7 +259,7 @@ pub(super) fn call_args(arch: Arch, registers: &Registers) -> [u64; 6] {
 }
 
 /// Takes the memory that tells of the crash: what is near program counters and stack pointers.
-fn memory<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment]) {
+fn memory<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment], deadline: &Deadline) {
     let others = dump.threads.len().saturating_sub(1).max(1);
     let wanted: Vec<_> = dump
         .threads
@@ -248,11 +272,14 @@ fn memory<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment]) {
         })
         .collect();
     for ([pc, sp, fp], len) in wanted {
-        copy(dump, data, segments, pc.saturating_sub(CODE_AROUND as u64), 2 * CODE_AROUND as u64);
-        copy(dump, data, segments, sp.saturating_sub(RED_ZONE), len);
+        copy(dump, data, segments, pc.saturating_sub(CODE_AROUND as u64), 2 * CODE_AROUND as u64, deadline);
+        copy(dump, data, segments, sp.saturating_sub(RED_ZONE), len, deadline);
         if dump.read(sp, 1).is_empty() {
-            copy(dump, data, segments, fp, len); // the stack pointer leads nowhere
+            copy(dump, data, segments, fp, len, deadline); // the stack pointer leads nowhere
         }
+    }
+    for at in dump.pointers() {
+        copy(dump, data, segments, at.saturating_sub(NEAR[0] as u64), (NEAR[0] + NEAR[1]) as u64, deadline);
     }
     if let Some(exception) = dump.exception.clone() {
         let class = classified(dump, &exception);
@@ -297,10 +324,13 @@ pub(super) fn classified(dump: &Dump, exception: &Exception) -> Class {
 const PF_FETCH: u32 = 16;
 
 /// Copies memory as far as the core has it.
-fn copy<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment], from: u64, len: u64) {
+fn copy<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment], from: u64, len: u64, deadline: &Deadline) {
     let to = from.saturating_add(len);
     let first = segments.partition_point(|segment| segment.address.saturating_add(segment.len) <= from);
     for segment in segments.iter().skip(first).take_while(|segment| segment.address < to) {
+        if deadline.passed("reading the core's memory") {
+            return;
+        }
         let (a, b) = (segment.address.max(from), segment.address.saturating_add(segment.len).min(to));
         let Some(len) = b.checked_sub(a).filter(|len| *len > 0) else { continue };
         let offset = segment.offset.saturating_add(a - segment.address);

@@ -29,6 +29,9 @@ const BUILD_ID_MAX: usize = 64;
 /// Modules that are looked at, at most.
 const MODULES_MAX: usize = 1024;
 
+/// What the check of the alternate stack is called.
+pub(super) const ALTSTACK: &str = "alternate stack";
+
 /// A task of the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
@@ -109,6 +112,7 @@ impl Facts {
                 .for_each(|(id, role)| facts.add_task(id, role));
         }
         facts.refusals = sandbox.refusals().0.map(refusal).collect();
+        facts.self_check.push((ALTSTACK.to_owned(), sandbox.altstack().to_string()));
         facts.self_check.extend(super::kernel::self_check(t));
         facts
     }

@@ -1,6 +1,6 @@
 //! A [`Dump`] as JSON: everything but memory, of which it has the places.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Dump, Thread};
 
@@ -69,12 +69,14 @@ fn thread(dump: &Dump, thread: &Thread) -> Value {
         }
         Err(why) => (Value::Null, why.as_str().into()),
     };
+    let pointed_to = dump.pointed_to(thread, super::POINTED).into_iter();
     json!({
         "id": thread.id,
         "name": thread.name,
         "role": thread.role.word(),
         "registers": registers,
         "why_none": why,
+        "pointed_to": pointed_to.map(|(name, bytes)| (name.to_owned(), hex::encode(bytes).into())).collect::<Map<_, _>>(),
         "backtrace": dump.backtrace_of(thread).into_iter().map(hex).collect::<Vec<_>>(),
         "origin": thread.origin.word(),
     })

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
-use super::{Dump, Facts, core};
+use super::{Dump, Facts, core, rewrite};
 
 /// Where the kernel writes cores (`core(5)`, `/proc/sys/kernel/core_pattern`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,18 +83,53 @@ pub enum NoCore {
         "none: the kernel writes none for SIGKILL, nor beyond RLIMIT_CORE, nor where the process may not write ({0}: {1})"
     )]
     None(String, core::NoCore),
+    /// There is one, and it is another process's: it stays where it is.
+    #[error("{0} is of another process")]
+    Others(String),
+    /// It was read and removed, but could not be kept.
+    #[error("{0}: {1}")]
+    NotKept(PathBuf, io::Error),
 }
 
-/// Reads the core of a task that has ended in `folder`, and removes it.
+/// How the kernel's own file is kept: all memory that it has, but for what is taken out.
+#[derive(Clone, Debug)]
+pub struct Keep {
+    /// Where to.
+    pub to: PathBuf,
+    /// Addresses whose memory is zeros there.
+    pub redacted: Vec<Range<u64>>,
+    /// Bytes of memory, at most.
+    pub cap: u64,
+}
+
+/// Reads the core of a task that has ended in `folder`, and removes it; a copy of it is kept if that is asked for.
 ///
 /// # Errors
-/// It is not there, or elsewhere.
-pub fn core_of(folder: &Path, pid: u32, facts: &Facts) -> Result<Dump, NoCore> {
+/// It is not there, or elsewhere, or of another process.
+pub fn core_of(folder: &Path, pid: u32, facts: &Facts, keep: Option<&Keep>) -> Result<Dump, NoCore> {
     let name = Pattern::in_force()?.file_of(pid)?;
-    let path = folder.join(&name);
-    let dump = core::read_file(&path, facts).map_err(|error| NoCore::None(name, error))?;
+    take(&folder.join(&name), &name, pid, facts, keep)
+}
+
+fn take(path: &Path, name: &str, pid: u32, facts: &Facts, keep: Option<&Keep>) -> Result<Dump, NoCore> {
+    let dump = core::read_file(path, facts).map_err(|error| NoCore::None(name.to_owned(), error))?;
+    if dump.exception.as_ref().is_none_or(|exception| exception.thread != pid) {
+        return Err(NoCore::Others(name.to_owned()));
+    }
+    let kept = keep.map_or(Ok(()), |keep| {
+        let registers = dump.threads.first().and_then(|thread| thread.registers.as_ref().ok());
+        let places = registers.map(|registers| [registers.pc(dump.arch), registers.sp(dump.arch)]);
+        let first: Vec<u64> = places.into_iter().flatten().flatten().chain(dump.pointers()).collect();
+        rewrite::copy(path, &keep.to, &keep.redacted, keep.cap, &first)
+            .map_err(|error| NoCore::NotKept(keep.to.clone(), error))
+    });
     let _ = fs::remove_file(path);
-    Ok(dump)
+    kept.map(|()| dump)
+}
+
+/// Whether the kernel writes the cores of this process's children to files that [`core_of`] finds.
+pub(super) fn leaves_files() -> bool {
+    Pattern::in_force().is_ok_and(|pattern| pattern.file_of(1).is_ok())
 }
 
 /// What the set-up finds of itself: each by its name, as the kernel has it.
@@ -127,6 +163,20 @@ pub(super) fn self_check(pid: u32) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_core_of_another_process_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("core");
+        let (_, bytes) = crate::dump::samples::cores()[0];
+        let pid = core::read(bytes, &Facts::default()).unwrap().exception.unwrap().thread;
+        fs::write(&path, bytes).unwrap();
+        let keep = Keep { to: folder.path().join("kept"), redacted: Vec::new(), cap: u64::MAX };
+        let others = take(&path, "core", pid + 1, &Facts::default(), Some(&keep));
+        assert!(matches!(others, Err(NoCore::Others(_))) && path.exists() && !keep.to.exists());
+        assert!(take(&path, "core", pid, &Facts::default(), Some(&keep)).is_ok() && !path.exists());
+        assert!(core::read_file(&keep.to, &Facts::default()).is_ok());
+    }
 
     #[test]
     fn patterns() {

@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use ascetic::fault::classify::Class;
-use ascetic::fault::record::{Arch, CODE_AROUND, STACK_MAX, THREAD_STACK_MAX};
+use ascetic::fault::record::{Arch, CODE_AROUND, NEAR, STACK_MAX, THREAD_STACK_MAX};
 
 use super::core::{call_args, classified};
 use super::notes::{self, SigInfo};
@@ -349,6 +349,13 @@ impl Tracer {
         }
         for (id, _, registers) in threads {
             thread(&mut dump, &facts, id, registers, if id == pid { STACK_MAX } else { THREAD_STACK_MAX });
+        }
+        // What the address of the fault leads to is of interest, too.
+        dump.exception = Some(exception.clone());
+        if let Ok(memory) = File::open(format!("/proc/{pid}/mem")) {
+            for at in dump.pointers() {
+                copy(&mut dump, &memory, at.saturating_sub(NEAR[0] as u64), NEAR[0] + NEAR[1]);
+            }
         }
         dump.add_tasks(&facts, "it did not stop in time");
         let class = if exception.denied.is_some() { Class::DeniedCall } else { classified(&dump, exception) };

@@ -5,8 +5,10 @@
 mod clean;
 pub mod collect;
 pub mod core;
+pub mod deadline;
 pub mod elf;
 pub mod facts;
+mod fetch;
 pub mod json;
 pub mod kernel;
 pub mod live;
@@ -17,11 +19,13 @@ mod names;
 mod notes;
 pub mod record;
 pub mod report;
+mod rewrite;
 #[cfg(test)]
 mod samples;
 pub mod symbols;
 
 use clean::clean;
+pub use deadline::{Deadline, Exceeded};
 pub use facts::Facts;
 pub use maps::NoMapsEntry;
 use names::{arch_name, call_name, signal_name};
@@ -29,6 +33,9 @@ use names::{arch_name, call_name, signal_name};
 pub use model::{
     Arch, Call, Dump, Exception, MapsEntry, Memory, Module, Origin, Refusal, Registers, Role, Thread, Way, Words,
 };
+
+/// Bytes that JSON and text show of what a register points to.
+const POINTED: usize = 16;
 
 /// Opens a file to read, and waits for nobody if it is something else, such as a pipe.
 ///
@@ -55,6 +62,9 @@ pub enum NotWritten {
         /// What the system said.
         error: std::io::Error,
     },
+    /// A minidump to a stream.
+    #[error("minidump: {0}")]
+    Stream(std::io::Error),
     /// The core.
     #[error(transparent)]
     Core(#[from] elf::NotWritten),

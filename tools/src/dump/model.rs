@@ -290,14 +290,31 @@ impl Dump {
         }
     }
 
+    /// What the crashed thread's general registers hold, and the address of the fault: perhaps addresses.
+    pub fn pointers(&self) -> Vec<u64> {
+        let registers = self.threads.first().and_then(|thread| thread.registers.as_ref().ok());
+        let general = registers.into_iter().flat_map(|registers| &registers.general).take(self.arch.general()).copied();
+        general.chain(self.exception.as_ref().map(|exception| exception.address)).collect()
+    }
+
+    /// What the general registers of a thread point to, as far as it is in the dump: each by its name, with up to `len` bytes.
+    pub fn pointed_to(&self, thread: &Thread, len: usize) -> Vec<(&'static str, &[u8])> {
+        let Ok(registers) = &thread.registers else { return Vec::new() };
+        let names = self.arch.registers().iter().take(self.arch.general());
+        let all = names.zip(&registers.general).map(|(name, value)| (*name, self.read(*value, len)));
+        all.filter(|(_, bytes)| !bytes.is_empty()).collect()
+    }
+
     /// Cuts memory to so many bytes: of the crashed thread, what is nearest above its stack pointer and around its program
-    /// counter goes last.
+    /// counter goes last, and before that what its registers point to.
     pub fn cap(&mut self, bytes: usize) {
         let crashed = self.threads.first().and_then(|thread| thread.registers.as_ref().ok());
         let places = crashed.map(|registers| [registers.pc(self.arch), registers.sp(self.arch)]);
+        let pointers = self.pointers();
         let near = |piece: &Memory| {
-            let end = piece.address.saturating_add(piece.bytes.len() as u64);
-            places.into_iter().flatten().flatten().position(|place| (piece.address..end).contains(&place)).unwrap_or(2)
+            let range = piece.address..piece.address.saturating_add(piece.bytes.len() as u64);
+            let place = places.into_iter().flatten().flatten().position(|place| range.contains(&place));
+            place.unwrap_or(if pointers.iter().any(|at| range.contains(at)) { 2 } else { 3 })
         };
         let mut order: Vec<usize> = (0..self.memory.len()).collect();
         order.sort_by_key(|i| near(&self.memory[*i]));
@@ -410,5 +427,19 @@ mod tests {
         let places: Vec<_> = dump.memory.iter().map(|m| (m.address, m.bytes.len())).collect();
         assert_eq!(places, [(0x1000, 16), (0x1010, 48), (u64::MAX, 1)]);
         assert_eq!((dump.read(0x100f, 9), dump.read(0x1018, 99).len(), dump.read(0x1040, 1)), (&[2][..], 40, &[][..]));
+    }
+
+    #[test]
+    fn what_registers_point_to_is_cut_before_what_nothing_points_to() {
+        let mut dump = Dump::new(Arch::X86_64, Way::Record);
+        let mut general = vec![0; Arch::X86_64.registers().len()];
+        general[9] = 0x3008; // rsi
+        let registers = Ok(Registers { general, extended: Vec::new() });
+        dump.threads.push(Thread { id: 1, name: String::new(), role: Role::Guest, registers, origin: Origin::Guest });
+        dump.add_memory(0x1000, &[1; 16]);
+        dump.add_memory(0x3000, &[3; 16]);
+        assert_eq!(dump.pointed_to(&dump.threads[0], 4), [("rsi", &[3; 4][..])]);
+        dump.cap(16);
+        assert_eq!(dump.memory, [Memory { address: 0x3000, bytes: vec![3; 16] }]);
     }
 }

@@ -5,8 +5,8 @@ use ascetic::fault::record::{Arch, FaultBody, Kind, Record};
 
 use scroll::{Endian, Pread};
 
-use super::facts::Facts;
-use super::{Call, Dump, Exception, Origin, Registers, Role, Thread, Way, clean};
+use super::facts::{ALTSTACK, Facts};
+use super::{Call, Deadline, Dump, Exception, Origin, Registers, Role, Thread, Way, clean};
 
 /// What an i386 signal frame has before FXSAVE: FSAVE, in bytes.
 const FSAVE: usize = 112;
@@ -23,6 +23,11 @@ const ENTRIES_MAX: usize = 256;
 ///
 /// The record is the guest's word. Where the supervisor knows better, its word goes before.
 pub fn read(bytes: &[u8], facts: &Facts) -> Option<Dump> {
+    read_within(bytes, facts, &Deadline::never())
+}
+
+/// [`read`], up to a deadline: signal and registers are there in any case, memory as far as time allowed.
+pub fn read_within(bytes: &[u8], facts: &Facts, deadline: &Deadline) -> Option<Dump> {
     let record = Record::decode(bytes)?;
     let mut dump = Dump::new(record.arch, Way::Record);
     dump.text = clean(record.text);
@@ -33,14 +38,25 @@ pub fn read(bytes: &[u8], facts: &Facts) -> Option<Dump> {
     }
     exception(&mut dump, &record, facts, crashed);
     threads(&mut dump, &record, facts, crashed);
-    for kind in [Kind::Code, Kind::Stack] {
-        record.memory(kind).take(PIECES_MAX).for_each(|(address, bytes)| dump.add_memory(address, bytes));
+    for kind in [Kind::Code, Kind::Stack, Kind::Near] {
+        for (address, bytes) in record.memory(kind).take(PIECES_MAX) {
+            if deadline.passed("reading the record's memory") {
+                break;
+            }
+            dump.add_memory(address, bytes);
+        }
     }
     dump.backtrace = record.backtrace().collect();
     dump.calls = record.calls().take(ENTRIES_MAX).map(call).collect();
     let noted = record.annotations().take(ENTRIES_MAX);
     dump.annotations.extend(noted.map(|(key, value)| (Origin::Guest, clean(key), clean(value))));
+    if let Some(check) = record.check
+        && !dump.self_check.iter().any(|(name, _)| name == ALTSTACK)
+    {
+        dump.self_check.push((ALTSTACK.to_owned(), format!("{check}, says the record")));
+    }
     complain(&mut dump, &record);
+    dump.missing.extend(deadline.kept().err().map(|exceeded| exceeded.to_string()));
     Some(dump)
 }
 
@@ -214,6 +230,27 @@ mod tests {
             assert_eq!((dump.calls.len(), dump.backtrace[0], &dump.missing[..]), (2, exception.pc, &[][..]));
             assert!(dump.annotations.contains(&(Origin::Guest, "stage".to_owned(), "pixels".to_owned())));
         }
+    }
+
+    #[test]
+    fn a_small_alternate_stack_is_in_every_report() {
+        let (_, bytes) = samples::records()[0];
+        let text = |bytes: &[u8], facts: &Facts| {
+            let dump = read(bytes, facts).unwrap();
+            let report = crate::dump::report::write(&dump, &crate::dump::symbols::Symbols::default());
+            [report, crate::dump::json::report(&dump).to_string()]
+        };
+        let check = ascetic::fault::record::CheckBody { altstack: 2048, frame: 3376 };
+        let (kind, len) = ((Kind::Check as u32).to_le_bytes(), 16u32.to_le_bytes());
+        let head = bytes.windows(8).position(|window| window == b"\0ASCETIC").unwrap() + 16;
+        let with = [&bytes[..head], &kind, &len, &check.to_bytes(), &bytes[head..]].concat();
+        for text in text(&with, &Facts::default()) {
+            assert!(text.contains("2048 bytes, TOO SMALL: a signal frame takes up to 3376, says the record"), "{text}");
+        }
+        // The supervisor's word goes before.
+        let known = (ALTSTACK.to_owned(), "as it is".to_owned());
+        let facts = Facts { self_check: vec![known], ..Facts::default() };
+        assert!(text(&with, &facts).iter().all(|text| text.contains("as it is") && !text.contains("TOO SMALL")));
     }
 
     #[test]

@@ -2,18 +2,23 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::symbols::Symbols;
+use super::symbols::{Names, Symbols, called};
 use super::{Dump, Origin, Thread};
 
 /// The report. `symbols` tells functions, files and lines, as far as it knows the programs.
 pub fn write(dump: &Dump, symbols: &Symbols) -> String {
+    write_with(dump, &Names::of(dump, symbols))
+}
+
+/// The report, with functions, files and lines that are known already.
+pub fn write_with(dump: &Dump, names: &Names) -> String {
     let mut text = String::new();
     // A string takes everything.
-    let _ = all(&mut text, dump, symbols);
+    let _ = all(&mut text, dump, names);
     text
 }
 
-fn all(out: &mut String, dump: &Dump, symbols: &Symbols) -> fmt::Result {
+fn all(out: &mut String, dump: &Dump, names: &Names) -> fmt::Result {
     writeln!(out, "process {} ({}), by its {}", dump.process, super::arch_name(dump.arch), dump.way.word())?;
     match &dump.exception {
         Some(e) => {
@@ -30,7 +35,7 @@ fn all(out: &mut String, dump: &Dump, symbols: &Symbols) -> fmt::Result {
         None => writeln!(out, "nothing says what ended it")?,
     }
     for thread in &dump.threads {
-        self::thread(out, dump, thread, symbols)?;
+        self::thread(out, dump, thread, names)?;
     }
     section(out, "last brokered calls, oldest first [guest]", &dump.calls, |c| {
         let result = c.result.map_or("under way".to_owned(), |result| result.to_string());
@@ -64,7 +69,7 @@ fn call(dump: &Dump, nr: u64, args: &[u64; 6]) -> String {
     format!("{}({})", super::call_name(dump.arch, nr), args.join(", "))
 }
 
-fn thread(out: &mut String, dump: &Dump, thread: &Thread, symbols: &Symbols) -> fmt::Result {
+fn thread(out: &mut String, dump: &Dump, thread: &Thread, sources: &Names) -> fmt::Result {
     let name = if thread.name.is_empty() { String::new() } else { format!(" \"{}\"", thread.name) };
     let origin = if thread.origin == Origin::Guest { " [guest]" } else { "" };
     writeln!(out, "thread {}{name}, {}:{origin}", thread.id, thread.role.word())?;
@@ -73,8 +78,7 @@ fn thread(out: &mut String, dump: &Dump, thread: &Thread, symbols: &Symbols) -> 
         Err(why) => return writeln!(out, "  no registers: {why}"),
     };
     for (i, address) in dump.backtrace_of(thread).into_iter().enumerate() {
-        // A return address is behind the call.
-        let places = symbols.places(dump, if i == 0 { address } else { address.wrapping_sub(1) });
+        let places = sources.places(called(i, address));
         if places.is_empty() {
             writeln!(out, "  #{i:<2} {address:#x}")?;
         }
@@ -84,5 +88,12 @@ fn thread(out: &mut String, dump: &Dump, thread: &Thread, symbols: &Symbols) -> 
     }
     let names = dump.arch.registers().iter().zip(&registers.general);
     let all: Vec<String> = names.map(|(name, value)| format!("{name}={value:#x}")).collect();
-    all.chunks(6).try_for_each(|some| writeln!(out, "  {}", some.join(" ")))
+    all.chunks(6).try_for_each(|some| writeln!(out, "  {}", some.join(" ")))?;
+    for (name, bytes) in dump.pointed_to(thread, super::POINTED) {
+        let plain = |b: &u8| if matches!(b, b' '..=b'~') { char::from(*b) } else { '.' };
+        let shown: String = bytes.iter().map(plain).collect();
+        let (hex, width) = (hex::encode(bytes), 2 * super::POINTED);
+        writeln!(out, "  {name:>3} -> {hex:<width$}  {shown}")?;
+    }
+    Ok(())
 }

@@ -1,8 +1,11 @@
 //! The source behind addresses, of programs that whoever asks names: no path that a dump has is opened.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
-use super::Dump;
+use super::{Deadline, Dump, Exceeded, Module};
 
 /// Where an address is in the source.
 #[derive(Clone, Debug)]
@@ -117,21 +120,110 @@ impl Symbols {
 
     /// Where an address of a dump is in the source; empty if it is in none of these programs.
     pub fn places(&self, dump: &Dump, address: u64) -> Vec<Place> {
-        let module = dump
-            .modules
-            .iter()
-            .find(|module| (module.base..module.base.saturating_add(module.size)).contains(&address));
+        self.places_in(&dump.modules, address)
+    }
+
+    fn places_in(&self, modules: &[Module], address: u64) -> Vec<Place> {
+        let module =
+            modules.iter().find(|module| (module.base..module.base.saturating_add(module.size)).contains(&address));
         // A dump without modules is taken to be of the one program that there is, if that is loaded where it was linked.
         let program = match (module, &self.0[..]) {
             (Some(module), all) => all.iter().find(|program| {
                 let same_file = program.path.file_name() == Path::new(&module.path).file_name();
                 if module.build_id.is_empty() { same_file } else { program.build_id == module.build_id }
             }),
-            (None, [only]) if dump.modules.is_empty() && !only.relocatable => Some(only),
+            (None, [only]) if modules.is_empty() && !only.relocatable => Some(only),
             _ => None,
         };
         let Some(program) = program else { return Vec::new() };
         let base = if program.relocatable { module.map_or(0, |module| module.base) } else { 0 };
         program.source.places(address.wrapping_sub(base))
     }
+}
+
+/// Where the addresses of a dump's backtraces are in the source.
+#[derive(Debug, Default)]
+pub struct Names(BTreeMap<u64, Vec<Place>>);
+
+impl Names {
+    /// Of programs that are read already. Takes as long as it takes.
+    pub fn of(dump: &Dump, symbols: &Symbols) -> Self {
+        Self(addresses(dump).into_iter().map(|address| (address, symbols.places(dump, address))).collect())
+    }
+
+    /// Reads programs and looks addresses up, up to a deadline. Nobody knows how long one step of that takes with a file that
+    /// is made to cost much, so a thread does it, which is left to itself if it is late; what it has found by then is returned.
+    ///
+    /// # Errors
+    /// A program cannot be read; [`Deadline::kept`] says whether there was time enough.
+    pub fn within(dump: &Dump, programs: &[PathBuf], root: &Path, deadline: &Deadline) -> (Self, Result<(), NotNamed>) {
+        const LOADING: &str = "reading the programs with symbols";
+        const LOOKING: &str = "looking up functions and lines";
+        let mut names = Self::default();
+        if programs.is_empty() {
+            return (names, Ok(()));
+        }
+        let (sender, receiver) = mpsc::channel();
+        let (modules, addresses) = (dump.modules.clone(), addresses(dump));
+        let (programs, root) = (programs.to_vec(), root.to_owned());
+        thread::spawn(move || {
+            let mut symbols = Symbols::default();
+            let loaded = programs.iter().try_for_each(|path| symbols.add(path, &root));
+            // An error says that nobody waits any more.
+            let mut told = sender.send(Told::Loaded(loaded));
+            for address in addresses {
+                told = told.and_then(|()| sender.send(Told::Place(address, symbols.places_in(&modules, address))));
+            }
+        });
+        let mut doing = LOADING;
+        loop {
+            let told = match deadline.left() {
+                None => receiver.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+                Some(left) => receiver.recv_timeout(left),
+            };
+            match told {
+                Ok(Told::Loaded(Ok(()))) => doing = LOOKING,
+                Ok(Told::Loaded(Err(error))) => return (names, Err(error.into())),
+                Ok(Told::Place(address, places)) => _ = names.0.insert(address, places),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return (names, Ok(())),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    deadline.passed(doing);
+                    return (names, deadline.kept().map_err(NotNamed::from));
+                }
+            }
+        }
+    }
+
+    /// Where an address is; empty if nobody knows.
+    pub fn places(&self, address: u64) -> &[Place] {
+        self.0.get(&address).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What the thread that looks things up says.
+enum Told {
+    Loaded(Result<(), NoSource>),
+    Place(u64, Vec<Place>),
+}
+
+/// Not all addresses have their names.
+#[derive(Debug, thiserror::Error)]
+pub enum NotNamed {
+    /// A program cannot be read.
+    #[error(transparent)]
+    NoSource(#[from] NoSource),
+    /// It took too long.
+    #[error(transparent)]
+    Exceeded(#[from] Exceeded),
+}
+
+/// The addresses that a report names.
+fn addresses(dump: &Dump) -> Vec<u64> {
+    let of = |thread| dump.backtrace_of(thread).into_iter().enumerate().map(|(i, address)| called(i, address));
+    dump.threads.iter().flat_map(of).collect()
+}
+
+/// The address to look up for a frame of a backtrace: a return address is behind the call.
+pub(super) fn called(i: usize, address: u64) -> u64 {
+    if i == 0 { address } else { address.wrapping_sub(1) }
 }

@@ -9,13 +9,20 @@ use ascetic::signal::{SIGKILL, SIGSYS, SigInfo};
 use ascetic::sys::{self, Errno};
 use core::ffi::CStr;
 use core::mem::offset_of;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicBool, AtomicU32};
 use freestanding::call;
 use freestanding::files::{Path, Scratch, path};
 
 pub const CASES: &[Case] = &[
     case("dump_denied_call", denied),
     case("dump_denied_call_without_dispatch_kernel", denied_off),
+    case("dump_memory_by_t", || memory(&memory_config())),
+    case("dump_memory_by_t_of_no_dumpable_process", memory_not_dumpable),
+    case("dump_memory_by_t_in_empty_chroot", memory_in_chroot),
+    case("dump_memory_by_t_of_another_uid", memory_of_other_uid),
+    case("dump_memory_by_t_of_threads", memory_of_threads),
+    case("dump_memory_by_t_needs_a_reporter", memory_of_nobody),
+    case("dump_memory_by_t_of_a_guest_that_cheats", memory_of_cheats),
     case("dump_core_limits", limits),
     case("dump_core_beyond_the_hard_limit", beyond),
     case("dump_core_agrees", || agree(Pattern::File, "")),
@@ -84,6 +91,201 @@ fn sys_dispatch() -> sys::Result<()> {
 
 extern "C" fn ends(_: usize) -> i32 {
     7
+}
+
+/// Pages of [`room`], of which the one in the middle cannot be read.
+const ROOM: usize = 41;
+const PAGE: usize = 4096;
+/// What the guest alone writes, at the end of its room.
+const LATE: u64 = 0x6c61_7465;
+
+/// Memory with a hole: the numbers of its words, but for a page that allows nothing.
+fn room() -> usize {
+    let at = sys::map_private(ROOM * PAGE, sys::PROT_READ | sys::PROT_WRITE).unwrap();
+    for i in 0..ROOM * PAGE / 8 {
+        // SAFETY: the mapping is this function's.
+        unsafe { (at as *mut u64).wrapping_add(i).write_volatile(i as u64) };
+    }
+    // SAFETY: as above.
+    check!(unsafe { sys::mprotect(at + ROOM / 2 * PAGE, PAGE, 0) }.is_ok());
+    at
+}
+
+extern "C" fn writes_and_crashes(room: usize) -> i32 {
+    // SAFETY: the last word of the room; and none: the fault is the point.
+    unsafe {
+        ((room + ROOM * PAGE - 8) as *mut u64).write_volatile(LATE);
+        core::ptr::without_provenance_mut::<u8>(0x18).write_volatile(0);
+    }
+    0
+}
+
+fn memory_config() -> Config<'static> {
+    Config { core: None, ..config() }
+}
+
+/// T writes what the supervisor asks for, up to a hole and behind it; and neither before the end nor after it.
+fn memory(base: &Config<'_>) {
+    use ascetic::broker::NoReader;
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    static mut INTO: [u8; (ROOM + 1) * PAGE] = [0; (ROOM + 1) * PAGE];
+    let at = room();
+    let early = |sandbox: &Sandbox<'_>| {
+        check!(sandbox.read_memory(at, &mut [0; 8]) == Err(NoReader::NotNow));
+        if JAILED.load(Ordering::Relaxed) {
+            // SAFETY: a path.
+            check!(unsafe { call(Sysno::umount2, [c"/proc".as_ptr() as usize, 0]) }.is_ok());
+        }
+    };
+    let look = |sandbox: &Sandbox<'_>| {
+        let into = &raw mut INTO;
+        // SAFETY: the only reference, in a program of one thread.
+        let into = unsafe { &mut *into };
+        let is = |address: usize, bytes: &[u8]| {
+            let word = |i: usize| if i == ROOM * PAGE / 8 - 1 { LATE } else { i as u64 };
+            bytes.iter().enumerate().all(|(i, byte)| {
+                let offset = address + i - at;
+                word(offset / 8).to_le_bytes()[offset % 8] == *byte
+            })
+        };
+        let half = ROOM / 2 * PAGE;
+        let (before, behind) = (at + 13, at + half + PAGE);
+        let start = sys::now();
+        let read = sandbox.read_memory(before, into);
+        check!(read == Ok(half - 13), "{read:?} instead of {}", half - 13);
+        check!(is(before, &into[..half - 13]));
+        check!(sandbox.read_memory(at + half, into) == Ok(0));
+        check!(sandbox.read_memory(at + half + PAGE - 1, into) == Ok(0));
+        let rest = ROOM * PAGE - half - PAGE;
+        check!(sandbox.read_memory(behind, &mut into[..rest]) == Ok(rest));
+        check!(is(behind, &into[..rest]));
+        check!(sandbox.read_memory(behind + 5, &mut into[..1]) == Ok(1) && is(behind + 5, &into[..1]));
+        check!(sandbox.read_memory(usize::MAX - 100, into) == Ok(0) && sandbox.read_memory(0, into) == Ok(0));
+        check!(sandbox.read_memory(at, &mut []) == Ok(0));
+        note!("{} KiB in {} us", (half + rest) / 1024, (sys::now() - start) / 1000);
+        SEEN.fetch_add(1, Ordering::Relaxed);
+    };
+    let config = Config { born: Some(Hook(&early)), dying: Some(Hook(&look)), ..*base };
+    let mut sandbox = spawn(&config, writes_and_crashes, at);
+    let outcome = sandbox.wait(Some(PATIENCE));
+    check!(outcome.guest.is_signal(11) && outcome.cause == sandbox::Cause::Guest && outcome.left == 0, "{outcome:?}");
+    check!(SEEN.load(Ordering::Relaxed) == 1);
+    check!(sandbox.read_memory(at, &mut [0; 8]) == Err(NoReader::NotNow));
+    check!(Record::decode(sandbox.record(&mut [0u8; RECORD_MAX])).is_some_and(|record| record.complete));
+    check!(sandbox.refusals().1 == 0);
+}
+
+fn memory_not_dumpable() {
+    // SAFETY: concerns who may look at this process.
+    check!(unsafe { sys::prctl(sys::PR_SET_DUMPABLE, 0) }.is_ok());
+    memory(&memory_config());
+}
+
+/// Whether there is to be no /proc either, once the sandbox is made.
+static JAILED: AtomicBool = AtomicBool::new(false);
+
+fn memory_in_chroot() {
+    in_qemu("changes the root folder: in QEMU only");
+    let empty = c"/tmp/empty";
+    // SAFETY: strings that end in NUL.
+    unsafe {
+        let _ = call(Sysno::mkdir, [empty.as_ptr() as usize, 0o755]);
+        let _ = call(Sysno::mkdir, [c"/tmp/empty/proc".as_ptr() as usize, 0o755]);
+        let (kind, at) = (c"proc".as_ptr() as usize, c"/tmp/empty/proc".as_ptr() as usize);
+        check!(call(Sysno::mount, [kind, at, kind, 0, 0]).is_ok());
+        check!(call(Sysno::chroot, [empty.as_ptr() as usize]).is_ok());
+        check!(call(Sysno::chdir, [c"/".as_ptr() as usize]).is_ok());
+    }
+    JAILED.store(true, Ordering::Relaxed);
+    memory(&memory_config());
+}
+
+fn memory_of_other_uid() {
+    in_qemu("needs root: in QEMU only");
+    let scope = c"/proc/sys/kernel/yama/ptrace_scope";
+    if let Ok(fd) = sys::open_to_write(scope) {
+        check!(sys::write(fd, b"3") == Ok(1));
+        sys::close(fd);
+    }
+    become_nobody();
+    memory(&memory_config());
+}
+
+/// Of the thread that crashes, while another goes on.
+fn memory_of_threads() {
+    const THREADS: Policy = super::program::DIRECT.threads(8);
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    let word = 0x1122_3344_5566_7788u64;
+    let at = (&raw const word).addr();
+    let look = |sandbox: &Sandbox<'_>| {
+        let mut into = [0; 8];
+        let read = sandbox.read_memory(at, &mut into);
+        check!(read == Ok(8) && u64::from_le_bytes(into) == word, "{read:?} {into:x?}");
+        SEEN.fetch_add(1, Ordering::Relaxed);
+    };
+    let config = Config { policy: &THREADS, dying: Some(Hook(&look)), ..memory_config() };
+    // Often: the two meet in many ways.
+    for i in 1..=10 {
+        let mut sandbox = spawn(&config, super::threads::two_fault, 0);
+        let outcome = sandbox.wait(Some(PATIENCE));
+        check!(outcome.guest.is_signal(11) && outcome.left == 0, "{outcome:?}");
+        check!(SEEN.load(Ordering::Relaxed) == i);
+        let mut buffer = [0u8; RECORD_MAX];
+        check!(Record::decode(sandbox.record(&mut buffer)).is_some_and(|record| record.complete));
+    }
+}
+
+/// Whose reporter did not run, leaves nobody who waits: said at once, and no end is kept up by it.
+fn memory_of_nobody() {
+    use ascetic::broker::NoReader;
+    let look = |sandbox: &Sandbox<'_>| {
+        let start = sys::now();
+        check!(sandbox.read_memory(0x1000, &mut [0; 8]) == Err(NoReader::NobodyWaits));
+        check!(sys::now() - start < 100_000_000);
+    };
+    let config = Config { dying: Some(Hook(&look)), ..memory_config() };
+    must_exit(&config, ends, 0, 7);
+    check!(run(&config, calls, 0).guest.is_signal(SIGKILL));
+    let mut sandbox = spawn(&config, spins, 0);
+    check!(sandbox.kill().cause == sandbox::Cause::Killed);
+}
+
+/// A guest that leaves a request of its own, or has its T wait before its time, hurts itself at most.
+fn memory_of_cheats() {
+    use ascetic::abi::NR_STAY;
+    extern "C" fn stays(_: usize) -> i32 {
+        // SAFETY: nobody answers.
+        unsafe { ascetic::untrusted::call_raw(NR_STAY, [0; 6]) };
+        7
+    }
+    let look = |sandbox: &Sandbox<'_>| {
+        let _ = sandbox.read_memory(0x1000, &mut [0; 8]);
+    };
+    let config = Config { dying: Some(Hook(&look)), ..memory_config() };
+    let mut sandbox = spawn(&config, stays, 0);
+    let outcome = sandbox.wait(Some(core::time::Duration::from_millis(300)));
+    check!(outcome.cause == sandbox::Cause::Deadline && outcome.left == 0, "{outcome:?}");
+    // The socket for memory is the guest's, too: what it leaves there is not taken for memory.
+    extern "C" fn floods(_: usize) -> i32 {
+        let socket = ascetic::experiment::first_own_fd() + 6;
+        for _ in 0..60 {
+            let _ = sys::write(socket, &[0xaa; 8]);
+        }
+        // SAFETY: none: the fault is the point.
+        unsafe { core::ptr::without_provenance_mut::<u8>(0x18).write_volatile(0) };
+        0
+    }
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    let word = 0x1122_3344_5566_7788u64;
+    let at = (&raw const word).addr();
+    let look = |sandbox: &Sandbox<'_>| {
+        let mut into = [0; 8];
+        check!(sandbox.read_memory(0x10, &mut into) == Ok(0));
+        check!(sandbox.read_memory(at, &mut into) == Ok(8) && u64::from_le_bytes(into) == word, "{into:x?}");
+        SEEN.fetch_add(1, Ordering::Relaxed);
+    };
+    let config = Config { dying: Some(Hook(&look)), ..memory_config() };
+    check!(run(&config, floods, 0).guest.is_signal(11) && SEEN.load(Ordering::Relaxed) == 1);
 }
 
 /// What is asked for is in force: seen at the end, when the guest is gone and T still is there.

@@ -51,6 +51,7 @@ pub const CASES: &[Case] = &[
     case("fault_in_reporter_fpe", || nested(divide, 8)),
     case("fault_in_reporter_int3", || nested(int3, 5)),
     case("fault_record_contents", contents),
+    case("fault_record_near_registers", near),
     case("fault_record_fits_a_pipe", to_pipe),
     case("fault_full_pipe", || bad_pipe(true)),
     case("fault_closed_pipe", || bad_pipe(false)),
@@ -492,6 +493,10 @@ fn contents() {
         let register = |name| record.registers().find(|r| r.0 == name).unwrap().1;
         check!(register(if cfg!(target_arch = "x86") { "edi" } else { "r13" }) == MARK as u64);
         check!(record.annotations().next() == Some(("format", "pcx")));
+        let (check, layout) = (record.check.unwrap(), record.layout.unwrap());
+        check!(check.altstack == layout.altstack[1] - layout.altstack[0]);
+        check!(check.frame == sys::auxv(sys::AT_MINSIGSTKSZ).unwrap_or(0) as u64);
+        check!(check.enough() != Some(false) && (check.frame == 0 || check.enough() == Some(true)), "{check}");
 
         let calls = record.calls().count();
         check!(calls == untrusted::RING, "{calls}");
@@ -512,6 +517,47 @@ fn contents() {
         check!(record.memory(Kind::Code).any(|(at, bytes)| (at..at + bytes.len() as u64).contains(&pc)));
         let depth = record.backtrace().count();
         check!(depth >= 3, "{depth}");
+    });
+}
+
+/// What registers point to is in the record, once, up to where it ends; what cannot be read harms nothing.
+fn near() {
+    const LEN: usize = 2 * 4096;
+    #[repr(align(4096))]
+    struct Pages([u8; LEN]);
+    static mut HEAP: Pages = Pages([0; LEN]);
+    extern "C" fn guest(heap: usize) -> i32 {
+        // SAFETY: the fault is the point; the two registers that compilers keep for themselves are left alone.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            asm!("mov [rcx], al", in("r12") heap + 4096, in("r13") heap + 4096 + 8, in("rcx") 0x18usize,
+                in("r14") usize::MAX - 7, in("r15") 0x1234_0000usize)
+        };
+        // SAFETY: see above.
+        #[cfg(target_arch = "x86")]
+        unsafe {
+            asm!("mov [ecx], al", in("edi") heap + 4096, in("edx") heap + 4096 + 8, in("ecx") 0x18usize,
+                in("eax") usize::MAX - 7)
+        };
+        0
+    }
+    // SAFETY: the address of a field; no reference.
+    let heap = unsafe { &raw mut HEAP.0 }.cast::<u8>();
+    for i in 0..LEN {
+        // SAFETY: within the array, of which there is no reference.
+        unsafe { heap.wrapping_add(i).write_volatile((i / 16) as u8) };
+    }
+    must_crash(&config(), guest, heap.addr(), 11, |record| {
+        check!(record.complete && record.fault.unwrap().addr == 0x18);
+        let at = heap.addr() as u64 + 4096;
+        for place in at - 128..at + 256 + 8 {
+            let has = |(from, bytes): (u64, &[u8])| bytes.get(place.checked_sub(from)? as usize).copied();
+            let mut found = record.memory(Kind::Near).filter_map(has);
+            check!(found.next() == Some(((place - heap.addr() as u64) / 16) as u8), "{:#x}", place - at);
+            check!(found.next().is_none(), "twice: {:#x}", place - at);
+        }
+        let all: usize = record.memory(Kind::Near).map(|(_, bytes)| bytes.len()).sum();
+        check!(all <= 17 * 384, "{all}");
     });
 }
 
