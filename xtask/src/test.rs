@@ -15,7 +15,7 @@ use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
 use crate::kernels::{self, KERNELS};
 use crate::qemu::{self, Accel, End, Machine};
-use crate::{audit, cache, capi, demo, dumps, readers, root, tidy};
+use crate::{audit, cache, capi, demo, readers, root, tidy};
 
 /// How long a case may take here.
 const CASE_LIMIT: Duration = Duration::from_secs(90);
@@ -29,8 +29,8 @@ const SLOW: u32 = 10_000;
 const SKIPPED: &str = "exit:77";
 
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
-/// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a root folder to change.
-const MAY_SKIP: [&str; 20] = [
+/// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a machine of one's own to change.
+const MAY_SKIP: [&str; 21] = [
     "births_end_leaves_nobody_off_shows_it",
     "threads_registers",
     "threads_storage",
@@ -48,6 +48,7 @@ const MAY_SKIP: [&str; 20] = [
     "dump_core_in_chroot",
     "dump_core_to_pipe",
     "dump_core_of_another_uid",
+    "dump_ways",
     "threads_spread",
     "supervisor_terminal",
     "supervisor_real_time",
@@ -182,9 +183,9 @@ pub fn run(options: &Options) -> Result<bool> {
         }
     }
     for programs in built.iter().filter(|_| everything || options.filter == "dumps") {
-        if programs.arch == Arch::X86_64 || host::ia32_runs() {
+        if programs.arch == Arch::X86_64 {
             tally.step(&format!("minidump-stackwalk and gdb, {}", programs.arch), readers::check(programs));
-            match dumps::matrix(programs) {
+            match ascetic_ways::matrix(&programs.guests) {
                 Ok(what) => tally.step(&format!("three ways to a dump agree, {}: {what}", programs.arch), Ok(())),
                 Err(error) => tally.step(&format!("three ways to a dump agree, {}", programs.arch), Err(error)),
             }
@@ -362,7 +363,11 @@ fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, o
     let place = format!("{} on kernel {}", programs.arch, boot.name);
     let dir = tempfile::tempdir()?;
     let archive = dir.path().join("initramfs");
-    initramfs::build(&[Entry { path: "init".to_owned(), source: programs.guests.clone(), mode: 0o755 }], &archive)?;
+    let mut files = vec![Entry { path: "init".to_owned(), source: programs.guests.clone(), mode: 0o755 }];
+    if programs.arch == Arch::X86_64 {
+        files.push(Entry { path: "ways".to_owned(), source: guests::ways()?, mode: 0o755 });
+    }
+    initramfs::build(&files, &archive)?;
     let filter = match options.filter.as_str() {
         "" => String::new(),
         filter => format!("ascetic.filter={filter}"),

@@ -16,6 +16,7 @@ mod races;
 mod signals;
 mod supervisor;
 mod threads;
+mod ways;
 
 use ascetic::error::Status;
 use ascetic::fault::record::Record;
@@ -90,6 +91,8 @@ pub static CASES: Cases = Cases(&[
     signals::CASES,
     supervisor::CASES,
     threads::CASES,
+    // The last: it leaves a machine where nobody may trace.
+    ways::CASES,
 ]);
 
 impl Cases {
