@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Dump, Facts, core};
 
@@ -14,8 +16,13 @@ pub enum Pattern {
     File(String),
     /// Standard input of this program, which runs as root, outside of every sandbox.
     Pipe(String),
-    /// This AF_UNIX socket (since Linux 6.16).
-    Socket(String),
+    /// This AF_UNIX socket (since Linux 6.16), where [`receive`](super::receive) takes them.
+    Socket {
+        /// From the machine's root folder, whatever the process's is.
+        path: String,
+        /// Whether the kernel asks first what to do (since Linux 6.17), and then always waits until the core is taken.
+        request: bool,
+    },
     /// Nowhere.
     Nowhere,
 }
@@ -35,7 +42,10 @@ impl Pattern {
         match text.as_bytes().first() {
             None => Self::Nowhere,
             Some(b'|') => Self::Pipe(text[1..].to_owned()),
-            Some(b'@') => Self::Socket(text[1..].to_owned()),
+            Some(b'@') => {
+                let request = text.starts_with("@@");
+                Self::Socket { path: text.trim_start_matches('@').to_owned(), request }
+            }
             Some(_) if uses_pid && !text.contains("%p") => Self::File(format!("{text}.%p")),
             Some(_) => Self::File(text.to_owned()),
         }
@@ -52,7 +62,18 @@ impl Pattern {
                     Ok(name)
                 }
             }
+            // So it is saved by who receives it.
+            Self::Socket { .. } => Ok(format!("core.{pid}")),
             _ => Err(NoCore::Elsewhere(self.clone())),
+        }
+    }
+
+    /// How long it may take until the core is there when the process is gone: its receiver may still be at work.
+    fn patience(&self, facts: &Facts) -> Duration {
+        let killed = facts.ended.is_none_or(|ended| ended.signal == libc::SIGKILL);
+        match self {
+            Self::Socket { request: false, .. } if !killed => Duration::from_secs(1),
+            _ => Duration::ZERO,
         }
     }
 }
@@ -62,7 +83,7 @@ impl std::fmt::Display for Pattern {
         match self {
             Self::File(name) => write!(f, "to files `{name}`"),
             Self::Pipe(program) => write!(f, "to the program `{program}`"),
-            Self::Socket(path) => write!(f, "to the socket `{path}`"),
+            Self::Socket { path, .. } => write!(f, "to the socket `{path}`"),
             Self::Nowhere => f.write_str("nowhere"),
         }
     }
@@ -84,14 +105,23 @@ pub enum NoCore {
     None(String, core::NoCore),
 }
 
-/// Reads the core of a task that has ended in `folder`, and removes it.
+/// Reads the core of a task that has ended in `folder`, and removes it: where the kernel, or who receives its cores, has put it.
 ///
 /// # Errors
 /// It is not there, or elsewhere.
 pub fn core_of(folder: &Path, pid: u32, facts: &Facts) -> Result<Dump, NoCore> {
-    let name = Pattern::in_force()?.file_of(pid)?;
+    let pattern = Pattern::in_force()?;
+    let name = pattern.file_of(pid)?;
     let path = folder.join(&name);
-    let dump = core::read_file(&path, facts).map_err(|error| NoCore::None(name, error))?;
+    let end = Instant::now() + pattern.patience(facts);
+    while !path.exists() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let dump = core::read_file(&path, facts).map_err(|error| match pattern {
+        // Whoever receives it puts it somewhere else.
+        Pattern::Socket { .. } if !path.exists() => NoCore::Elsewhere(pattern),
+        _ => NoCore::None(name, error),
+    })?;
     let _ = fs::remove_file(path);
     Ok(dump)
 }
@@ -134,7 +164,12 @@ mod tests {
         assert_eq!(of("core", true).file_of(7).unwrap(), "core.7");
         assert_eq!(of("c-%p", true).file_of(7).unwrap(), "c-7");
         assert_eq!(of("core", false).file_of(7).unwrap(), "core");
-        for elsewhere in ["", "|/bin/x %p", "@/run/s", "/var/core", "core.%e"] {
+        for (text, request) in [("@/run/s", false), ("@@/run/s", true)] {
+            let pattern = of(text, true);
+            assert_eq!(pattern, Pattern::Socket { path: "/run/s".to_owned(), request });
+            assert_eq!(pattern.file_of(7).unwrap(), "core.7");
+        }
+        for elsewhere in ["", "|/bin/x %p", "/var/core", "core.%e"] {
             assert!(matches!(of(elsewhere, false).file_of(7), Err(NoCore::Elsewhere(_))), "{elsewhere}");
         }
     }

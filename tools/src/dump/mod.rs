@@ -15,6 +15,7 @@ pub mod minidump;
 mod model;
 mod names;
 mod notes;
+pub mod receive;
 pub mod record;
 pub mod report;
 #[cfg(test)]
