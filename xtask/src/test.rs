@@ -13,7 +13,7 @@ use wait_timeout::ChildExt;
 use crate::guests::{self, Programs};
 use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
-use crate::kernels::{self, KERNELS};
+use crate::kernels::{self, KERNELS, Tested};
 use crate::qemu::{self, Accel, End, Machine};
 use crate::{audit, cache, capi, demo, readers, root, tidy};
 
@@ -320,7 +320,12 @@ struct Boot {
     image: PathBuf,
     arch: Arch,
     userlands: Vec<Arch>,
+    /// What is in the names of the cases to run.
+    filter: String,
 }
+
+/// What the names of cases begin with that are about the ways to a dump.
+const WAYS: &str = "dump_ways";
 
 fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<()> {
     let mut boots = Vec::new();
@@ -328,20 +333,30 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
         Some(image) => {
             let arch = options.arch.unwrap_or(Arch::X86_64);
             let name = image.display().to_string();
-            boots.push(Boot { name, image: image.clone(), arch, userlands: vec![arch] });
+            let filter = options.filter.clone();
+            boots.push(Boot { name, image: image.clone(), arch, userlands: vec![arch], filter });
         }
         None => {
-            for kernel in KERNELS.iter().filter(|kernel| kernel.default) {
+            for kernel in KERNELS {
+                let filter = match kernel.tested {
+                    Tested::All => options.filter.clone(),
+                    // For x86_64 only.
+                    Tested::Ways if options.arch == Some(Arch::I686) => continue,
+                    Tested::Ways if WAYS.contains(&options.filter) => WAYS.to_owned(),
+                    Tested::Ways if options.filter.starts_with(WAYS) => options.filter.clone(),
+                    Tested::Ways | Tested::No => continue,
+                };
+                let own = std::slice::from_ref(&kernel.arch);
+                let userlands = if kernel.tested == Tested::All { kernel.userlands() } else { own }.to_vec();
+                let name = kernel.name.to_owned();
                 match kernels::fetch(&cache(), kernel) {
-                    Ok(image) => {
-                        let userlands = kernel.userlands().to_vec();
-                        boots.push(Boot { name: kernel.name.to_owned(), image, arch: kernel.arch, userlands });
-                    }
+                    Ok(image) => boots.push(Boot { name, image, arch: kernel.arch, userlands, filter }),
                     Err(error) => tally.fail(&format!("kernel {}", kernel.name), &format!("{error:#}")),
                 }
             }
-            // i386 programs on a 64-bit kernel: on the last, which is the newest, or what is asked for.
-            let older = if options.filter.is_empty() { boots.len().saturating_sub(1) } else { 0 };
+            // i386 programs on a 64-bit kernel: on the last that runs them, which is the newest, or what is asked for.
+            let last = boots.iter().rposition(|boot| boot.userlands.len() > 1).unwrap_or(0);
+            let older = if options.filter.is_empty() { last } else { 0 };
             boots.iter_mut().take(older).for_each(|boot| boot.userlands.retain(|arch| *arch == boot.arch));
         }
     }
@@ -350,7 +365,7 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
     let accel = if kvm { Accel::Kvm } else { Accel::Tcg };
     for boot in &boots {
         for programs in built.iter().filter(|programs| boot.userlands.contains(&programs.arch)) {
-            if let Err(error) = one_boot(tally, accel, boot, programs, options) {
+            if let Err(error) = one_boot(tally, accel, boot, programs) {
                 tally.fail(&format!("{} on kernel {}", programs.arch, boot.name), &format!("{error:#}"));
             }
         }
@@ -359,7 +374,7 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
 }
 
 /// Boots a kernel with the test program as PID 1, which runs all cases and prints a verdict for each.
-fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, options: &Options) -> Result<()> {
+fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs) -> Result<()> {
     let place = format!("{} on kernel {}", programs.arch, boot.name);
     let dir = tempfile::tempdir()?;
     let archive = dir.path().join("initramfs");
@@ -368,7 +383,7 @@ fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, o
         files.push(Entry { path: "ways".to_owned(), source: guests::ways()?, mode: 0o755 });
     }
     initramfs::build(&files, &archive)?;
-    let filter = match options.filter.as_str() {
+    let filter = match boot.filter.as_str() {
         "" => String::new(),
         filter => format!("ascetic.filter={filter}"),
     };
@@ -409,7 +424,7 @@ fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, o
     })?;
     let before = tally.passed;
     // A line of the plan that the console spoilt would hide its case.
-    if let Ok(all) = cases(programs, &options.filter) {
+    if let Ok(all) = cases(programs, &boot.filter) {
         for name in all.keys().filter(|name| !plan.contains_key(*name)) {
             tally.fail(&format!("{name} ({place})"), "is not in the plan that the console showed");
         }
@@ -422,7 +437,7 @@ fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, o
             None => tally.fail(&what, "did not run: the kernel ended before"),
         }
     }
-    if outcome.end != End::Off || !done || (plan.is_empty() && options.filter.is_empty()) {
+    if outcome.end != End::Off || !done || (plan.is_empty() && boot.filter.is_empty()) {
         tally.fail(&format!("boot of {place}"), &outcome.to_string());
     }
     println!("ok {} cases, {place}, in {:.0} s", tally.passed - before, outcome.elapsed.as_secs_f32());

@@ -29,11 +29,11 @@ pub struct Crash {
     pub ways: [Result<Dump, String>; 3],
 }
 
-/// Follows a program that shows a crash (`freestanding::crash`), which runs in `dir`, up to the end of the crash.
+/// Follows a program that shows a crash (`freestanding::crash`), whose core is put into `cores`, up to the end of the crash.
 ///
 /// # Errors
 /// It says something else.
-pub fn follow(input: &mut ChildStdin, output: &mut Output, dir: &Path) -> Result<Crash> {
+pub fn follow(input: &mut ChildStdin, output: &mut Output, cores: &Path) -> Result<Crash> {
     let numbers = |line: &str| -> Result<Vec<u32>> {
         line.split_whitespace().skip(1).map(|n| n.parse().with_context(|| format!("`{line}`"))).collect()
     };
@@ -76,7 +76,7 @@ pub fn follow(input: &mut ChildStdin, output: &mut Output, dir: &Path) -> Result
     let traced = tracer.join().map_err(|_| anyhow!("the tracer panicked"))?;
     let recorded = record::read(&bytes, &facts).ok_or_else(|| "none: the guest did not live to write one".to_owned());
     let task = facts.ended.map_or(u, |ended| ended.task);
-    let cored = kernel::core_of(dir, task, &facts).map_err(|why| why.to_string());
+    let cored = kernel::core_of(cores, task, &facts).map_err(|why| why.to_string());
     Ok(Crash { record: bytes, guest: u, ended, ways: [recorded, cored, traced] })
 }
 
@@ -92,7 +92,8 @@ pub struct Running {
     pub input: ChildStdin,
     /// What it prints.
     pub output: Output,
-    dir: PathBuf,
+    /// Where cores are put.
+    cores: PathBuf,
     /// Removes the folder when it goes.
     owned: Option<tempfile::TempDir>,
 }
@@ -124,7 +125,14 @@ impl Running {
             .with_context(|| format!("{command:?}"))?;
         let input = child.stdin.take().context("no input")?;
         let output = BufReader::new(child.stdout.take().context("no output")?).lines();
-        Ok(Self { child, input, output, dir: dir.to_owned(), owned: None })
+        Ok(Self { child, input, output, cores: dir.to_owned(), owned: None })
+    }
+
+    /// Has cores be looked for in another folder than the program's.
+    #[must_use]
+    pub fn cores_in(mut self, dir: &Path) -> Self {
+        dir.clone_into(&mut self.cores);
+        self
     }
 
     /// Follows the crash.
@@ -132,7 +140,7 @@ impl Running {
     /// # Errors
     /// As [`follow`].
     pub fn crash(&mut self) -> Result<Crash> {
-        follow(&mut self.input, &mut self.output, &self.dir)
+        follow(&mut self.input, &mut self.output, &self.cores)
     }
 }
 

@@ -3,14 +3,17 @@
 //! not.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use ascetic::fault::record::Record;
+use ascetic_tools::dump::receive::{Limits, NotReceived, Receiver};
 use ascetic_ways::{Crash, Running, check, expected};
 
 /// The program that shows crashes.
@@ -21,8 +24,12 @@ const KINDS: [(&str, &str); 6] =
 /// Somebody who is not root.
 const NOBODY: u32 = 65534;
 const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
+/// Where the kernel sends cores.
+const SOCKET: &str = "/tmp/ways-socket";
 /// A folder that is a guest's root.
 const JAIL: &str = "/tmp/ways-jail";
+/// A scope under which not all settings have all kinds.
+const LESS: usize = 1;
 /// Scopes that Yama has (`Documentation/admin-guide/LSM/Yama.rst`).
 const SCOPES: usize = 4;
 
@@ -147,12 +154,13 @@ fn run(args: &[&str]) -> Result<String> {
     match *args {
         ["agree"] => agree(),
         ["untraced"] => untraced(),
+        ["socket"] => socket(),
         // What this program starts itself as, to be another user.
         ["one", setting, scope] => {
-            let done = one(&SETTINGS[setting.parse::<usize>()?], scope.parse()?)?;
+            let done = one(&SETTINGS[setting.parse::<usize>()?], scope.parse()?, None)?;
             Ok(format!("{} {} {}", done.crashes, done.dumps, done.refusals))
         }
-        _ => bail!("usage: ways agree | untraced"),
+        _ => bail!("usage: ways agree | socket | untraced"),
     }
 }
 
@@ -196,6 +204,81 @@ fn untraced() -> Result<String> {
     set_up()?;
     set_scope(3)?;
     Ok(format!("note: Yama's scope 3: {}", say(&all(3)?)))
+}
+
+/// Cores go to a socket, which is outside of every guest's root: without a request and with one.
+fn socket() -> Result<String> {
+    let kernel = release()?;
+    if kernel < (6, 16) {
+        return Ok("note: cores go to no sockets before Linux 6.16".to_owned());
+    }
+    set_up()?;
+    // With a request, the kernel waits by itself until the core has been taken.
+    fs::write("/proc/sys/kernel/core_pipe_limit", "0")?;
+    set_scope(LESS)?;
+    let (mut done, mut ways) = (Done::default(), 0);
+    for (pattern, since) in [("@", (6, 16)), ("@@", (6, 17))] {
+        if kernel < since {
+            continue;
+        }
+        fs::write("/proc/sys/kernel/core_pattern", format!("{pattern}{SOCKET}"))?;
+        done.add(&received().with_context(|| format!("{pattern}{SOCKET}"))?);
+        ways += 1;
+    }
+    forged()?;
+    set_scope(0)?;
+    fs::write("/proc/sys/kernel/core_pattern", "core")?;
+    Ok(format!("note: cores by {ways} kinds of sockets: {}", say(&done)))
+}
+
+/// Crashes whose cores are received: every setting where root looks and there is a core.
+fn received() -> Result<Done> {
+    let receiver = Receiver::bind(Path::new(SOCKET))?;
+    let cores = tempfile::tempdir()?;
+    let settings = || SETTINGS.iter().filter(|setting| setting.tracer == Tracer::Root && setting.core);
+    let dumped = |setting: &Setting| setting.kinds(LESS).iter().filter(|(kind, _)| expected(kind).contains(&1)).count();
+    let expected: usize = settings().map(dumped).sum();
+    let mut done = Done::default();
+    thread::scope(|scope| -> Result<()> {
+        let receiving = scope.spawn(|| -> Result<()> {
+            for _ in 0..expected {
+                let core = receiver.receive(cores.path(), Limits::default())?;
+                ensure!(core.cut.is_none(), "{core:?}");
+            }
+            Ok(())
+        });
+        let crashed = settings().try_for_each(|setting| -> Result<()> {
+            done.add(&one(setting, LESS, Some(cores.path())).with_context(|| setting.name)?);
+            Ok(())
+        });
+        if crashed.is_err() {
+            // The receiver waits for more: that nobody crashed here is an error to it.
+            drop(UnixStream::connect(SOCKET)?);
+        }
+        let received = receiving.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
+        crashed.and(received)
+    })?;
+    Ok(done)
+}
+
+/// Somebody who has not crashed, and sends a core.
+fn forged() -> Result<()> {
+    let receiver = Receiver::bind(Path::new(SOCKET))?;
+    let dir = tempfile::tempdir()?;
+    let mut forger = UnixStream::connect(SOCKET)?;
+    forger.write_all(b"\x7fELF")?;
+    match receiver.receive(dir.path(), Limits::default()) {
+        Err(NotReceived::Forged(pid)) if pid == std::process::id() => Ok(()),
+        other => bail!("a forged core: {other:?}"),
+    }
+}
+
+/// The kernel's version.
+fn release() -> Result<(u32, u32)> {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let mut next = || numbers.next().and_then(Result::ok).with_context(|| text.clone());
+    Ok((next()?, next()?))
 }
 
 fn say(done: &Done) -> String {
@@ -242,7 +325,7 @@ fn everybody(dir: &Path) -> Result<()> {
 fn all(scope: usize) -> Result<Done> {
     let mut done = Done::default();
     for (i, setting) in SETTINGS.iter().enumerate() {
-        let one = if setting.tracer == Tracer::Root { one(setting, scope) } else { as_nobody(i, scope) };
+        let one = if setting.tracer == Tracer::Root { one(setting, scope, None) } else { as_nobody(i, scope) };
         done.add(&one.with_context(|| format!("{}, scope {scope}", setting.name))?);
     }
     Ok(done)
@@ -260,11 +343,12 @@ fn as_nobody(setting: usize, scope: usize) -> Result<Done> {
     Ok(Done { crashes, dumps, refusals })
 }
 
-fn one(setting: &Setting, scope: usize) -> Result<Done> {
+/// Shows a setting's crashes; `cores` is where their cores are put if not where they happen.
+fn one(setting: &Setting, scope: usize, cores: Option<&Path>) -> Result<Done> {
     let kinds = setting.kinds(scope);
     let mut done = Done { crashes: kinds.len(), ..Done::default() };
     for (kind, signal) in kinds {
-        let crash = crash(setting, kind)?;
+        let crash = crash(setting, kind, cores)?;
         done.add(&judge(setting, scope, kind, signal, &crash).with_context(|| (*kind).to_owned())?);
     }
     Ok(done)
@@ -293,7 +377,7 @@ fn judge(setting: &Setting, scope: usize, kind: &str, signal: &str, crash: &Cras
     }
 }
 
-fn crash(setting: &Setting, kind: &str) -> Result<Crash> {
+fn crash(setting: &Setting, kind: &str, cores: Option<&Path>) -> Result<Crash> {
     let mut command = Command::new(GUESTS);
     command.arg("crash").arg(kind).args(setting.options);
     if setting.tracer == Tracer::Stranger {
@@ -303,11 +387,12 @@ fn crash(setting: &Setting, kind: &str) -> Result<Crash> {
     if setting.chroot {
         // SAFETY: the hook makes two system calls.
         unsafe { command.pre_exec(enter_jail) };
-        return Running::start_in(command, Path::new(JAIL))?.crash();
+        let jail = Path::new(JAIL);
+        return Running::start_in(command, jail)?.cores_in(cores.unwrap_or(jail)).crash();
     }
     let dir = tempfile::tempdir()?;
     everybody(dir.path())?;
-    Running::start_in(command, dir.path())?.crash()
+    Running::start_in(command, dir.path())?.cores_in(cores.unwrap_or(dir.path())).crash()
 }
 
 /// Goes on as a child whose parent is gone: whoever started this is no ancestor of it then.

@@ -33,8 +33,9 @@ const COREDUMPED: u32 = 1;
 const BY_KERNEL: u64 = 1;
 /// `COREDUMP_WAIT`: the process ends when the connection does.
 const WAIT: u64 = 8;
-/// `COREDUMP_MARK_REQACK`: the answer was understood.
-const UNDERSTOOD: u8 = 0;
+/// `COREDUMP_MARK_REQACK`: the answer was understood. The header says that marks are single bytes; what is sent is the whole
+/// `enum` (`coredump_sock_mark` in `fs/coredump.c`).
+const UNDERSTOOD: u32 = 0;
 
 /// `struct pidfd_info` (`include/uapi/linux/pidfd.h`), as far as coredumps are concerned.
 #[repr(C)]
@@ -115,7 +116,7 @@ pub enum NotReceived {
     NoCore(u32),
     /// The kernel did not take the answer.
     #[error("the kernel did not take the answer to its request: {0}")]
-    Refused(u8),
+    Refused(u32),
 }
 
 fn at(what: &'static str) -> impl Fn(io::Error) -> NotReceived {
@@ -203,14 +204,11 @@ fn peer(stream: &UnixStream) -> Result<Peer, NotReceived> {
     Ok(Peer { pid, signal })
 }
 
+/// The length of a core, and why it is not whole.
+type Taken = Result<(u64, Option<Cut>), NotReceived>;
+
 /// Takes a core: at once, or after the kernel's request.
-fn take(
-    stream: &UnixStream,
-    to: &mut File,
-    pid: u32,
-    max: u64,
-    end: Instant,
-) -> Result<(u64, Option<Cut>), NotReceived> {
+fn take(stream: &UnixStream, to: &mut File, pid: u32, max: u64, end: Instant) -> Taken {
     let mut stream = Timed { stream, end };
     let mut head = [0; 4];
     stream.read_exact(&mut head).map_err(at("the core"))?;
@@ -239,13 +237,16 @@ fn answer(stream: &mut Timed<'_>, size: u32) -> Result<(), NotReceived> {
     // `struct coredump_ack`: its size, nothing, and what is wanted.
     let ack = [&size.to_ne_bytes()[..], &[0; 4], &mask.to_ne_bytes()].concat();
     stream.stream.write_all(&ack).map_err(at("the answer"))?;
-    let mut mark = [0];
-    stream.read_exact(&mut mark).map_err(at("the answer's answer"))?;
-    if mark == [UNDERSTOOD] { Ok(()) } else { Err(NotReceived::Refused(mark[0])) }
+    let mut mark = [0; 4];
+    stream.read_exact(&mut mark).map_err(at("the mark"))?;
+    match u32::from_ne_bytes(mark) {
+        UNDERSTOOD => Ok(()),
+        mark => Err(NotReceived::Refused(mark)),
+    }
 }
 
 /// Copies a core. Blocks of zeros, which most of a core is, take no room.
-fn copy(mut from: impl Read, to: &mut File, max: u64) -> Result<(u64, Option<Cut>), NotReceived> {
+fn copy(mut from: impl Read, to: &mut File, max: u64) -> Taken {
     let mut block = [0; BLOCK];
     let mut len = 0;
     let cut = loop {
@@ -298,10 +299,7 @@ mod tests {
     const SOON: Duration = Duration::from_millis(200);
 
     /// Has somebody send, and takes what comes.
-    fn taken(
-        max: u64,
-        send: impl FnOnce(&mut UnixStream) + Send,
-    ) -> (Result<(u64, Option<Cut>), NotReceived>, Vec<u8>) {
+    fn taken(max: u64, send: impl FnOnce(&mut UnixStream) + Send) -> (Taken, Vec<u8>) {
         let (mut there, here) = UnixStream::pair().unwrap();
         let mut file = tempfile::tempfile().unwrap();
         let result = thread::scope(|scope| {
@@ -355,7 +353,7 @@ mod tests {
                 stream.read_exact(&mut ack).unwrap();
                 let expected = [&16u32.to_ne_bytes()[..], &[0; 4], &(BY_KERNEL | WAIT).to_ne_bytes()].concat();
                 assert_eq!(ack[..], expected);
-                stream.write_all(&[UNDERSTOOD]).unwrap();
+                stream.write_all(&UNDERSTOOD.to_ne_bytes()).unwrap();
                 stream.write_all(&core()).unwrap();
             });
             assert_eq!(result.unwrap(), (core().len() as u64, None));
@@ -372,7 +370,7 @@ mod tests {
         let (result, _) = taken(1 << 20, |stream| {
             stream.write_all(&[16u32, 16, 0xf, 0].map(u32::to_ne_bytes).concat()).unwrap();
             stream.read_exact(&mut [0; 16]).unwrap();
-            stream.write_all(&[3]).unwrap();
+            stream.write_all(&3u32.to_ne_bytes()).unwrap();
         });
         assert!(matches!(result, Err(NotReceived::Refused(3))), "{result:?}");
     }

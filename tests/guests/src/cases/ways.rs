@@ -8,6 +8,7 @@ use freestanding::call;
 
 pub const CASES: &[Case] = &[
     case("dump_ways_agree", || run(c"agree")),
+    case("dump_ways_socket", || run(c"socket")),
     // The last of all: Yama does not go back from there before the next boot.
     case("dump_ways_where_nobody_may_trace", || run(c"untraced")),
 ];
