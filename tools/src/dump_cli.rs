@@ -1,12 +1,13 @@
-//! `ascetic-dump convert INPUT`: a fault record or a core as minidump, core, text or JSON.
+//! `ascetic-dump convert INPUT`: a fault record or a core as minidump, core, text or JSON. `ascetic-dump receive --socket PATH`:
+//! saves the cores that the kernel sends to a socket.
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
 use std::time::Duration;
 
+use ascetic_tools::dump::receive::{Cut, Limits, NotReceived, Receiver};
 use ascetic_tools::dump::symbols::Names;
 use ascetic_tools::dump::{self, Deadline, Dump, Facts};
 use clap::{Parser, Subcommand};
@@ -22,6 +23,28 @@ struct Cli {
 enum Task {
     /// Writes what a fault record or a core says as minidump, core, JSON or text (text to the terminal if nothing is named)
     Convert(Convert),
+    /// Saves cores that the kernel sends to a socket, each as core.PID: `@PATH` or `@@PATH` in core_pattern. Says `ready`, and
+    /// for each core where it is
+    Receive(Receive),
+}
+
+#[derive(clap::Args)]
+struct Receive {
+    /// The socket, as in core_pattern; it is made
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// Where the cores go
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    out: PathBuf,
+    /// Bytes of a core, at most
+    #[arg(long, default_value_t = Limits::default().bytes)]
+    max: u64,
+    /// Milliseconds that a core may take
+    #[arg(long, default_value_t = Limits::default().time.as_millis() as u64)]
+    deadline: u64,
+    /// Ends after so many cores
+    #[arg(long)]
+    count: Option<u64>,
 }
 
 #[derive(clap::Args)]
@@ -55,8 +78,11 @@ struct Convert {
 }
 
 fn main() -> ExitCode {
-    let Task::Convert(convert) = Cli::parse().task;
-    match run(&convert) {
+    let done = match Cli::parse().task {
+        Task::Convert(convert) => run(&convert),
+        Task::Receive(options) => receive(&options),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("{message}");
@@ -102,6 +128,34 @@ fn run(convert: &Convert) -> Result<(), String> {
     // What is written is true as far as it goes.
     found.map_err(|error| error.to_string())?;
     deadline.kept().map_err(|exceeded| exceeded.to_string())
+}
+
+/// Receives cores, one after the other: others wait, each for no longer than the deadline.
+fn receive(options: &Receive) -> Result<(), String> {
+    // A crash of this program must not send it a core.
+    // SAFETY: the arguments are numbers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    let receiver = Receiver::bind(&options.socket).map_err(|error| format!("{}: {error}", options.socket.display()))?;
+    let limits = Limits { bytes: options.max, time: Duration::from_millis(options.deadline) };
+    let say = |text: String| writeln!(std::io::stdout(), "{text}").map_err(|error| error.to_string());
+    say("ready".to_owned())?;
+    let mut received = 0;
+    while options.count.is_none_or(|count| received < count) {
+        match receiver.receive(&options.out, limits) {
+            Ok(core) => {
+                received += 1;
+                let cut = match core.cut {
+                    None => "",
+                    Some(Cut::Bytes) => ", cut short: it is longer than it may be",
+                    Some(Cut::Time) => ", cut short: it took longer than it may",
+                };
+                say(format!("received {} ({} bytes{cut})", core.file.display(), core.bytes))?;
+            }
+            Err(error @ NotReceived::Io("accept", _)) => return Err(error.to_string()),
+            Err(error) => eprintln!("{error}"),
+        }
+    }
+    Ok(())
 }
 
 /// Reads a core, or else a record.

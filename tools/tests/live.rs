@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -226,6 +227,29 @@ fn a_signal_that_somebody_sent_is_seen_where_it_came() {
         let dump = dump.unwrap();
         assert_eq!(number(&dump["exception"]["pc"]), live_spins as *const () as u64, "{sent}: {}", dump["exception"]);
         assert_eq!((&dump["exception"]["code"], &dump["exception"]["signal"]), (&0.into(), &sent.into()));
+    }
+}
+
+/// A call that a signal interrupts has failed with EINTR as far as the guest can see, whatever it returns inside of the kernel.
+#[test]
+fn a_signal_that_interrupts_a_call_is_seen_as_the_handler_sees_it() {
+    extern "C" fn reads(pipe: usize) -> i32 {
+        let mut byte = 0u8;
+        // SAFETY: the kernel stores a byte.
+        unsafe { libc::read(pipe as i32, (&raw mut byte).cast(), 1) as i32 }
+    }
+    let (quiet, _open) = std::io::pipe().unwrap();
+    let pipe = quiet.as_raw_fd();
+    let keep = [pipe];
+    for sent in [libc::SIGSEGV, libc::SIGABRT] {
+        let config = Config { keep: &keep, ..config() };
+        let (outcome, _, dump) = run(&config, reads, pipe as usize, |_, (_, u)| {
+            pause();
+            signal(u, sent);
+        });
+        assert!(is(outcome.guest, sent), "{outcome:?}");
+        let rax = number(&dump.unwrap()["threads"][0]["registers"]["rax"]);
+        assert_eq!(rax as i64, -i64::from(libc::EINTR), "{sent}");
     }
 }
 

@@ -8,9 +8,9 @@ use ascetic::fault::classify::Class;
 use ascetic::fault::record::{Kind, Record};
 use ascetic_tools::dump::minidump;
 use ascetic_tools::dump::symbols::Source;
+use ascetic_ways::{Crash, Running, WAYS};
 use serde_json::{Value, json};
 
-use crate::dumps::{self, Running, WAYS};
 use crate::guests::{self, Programs};
 use crate::host::{self, Arch};
 use crate::root;
@@ -315,7 +315,7 @@ fn fault(facts: &mut Facts, programs: &Programs, bytes: &[u8], pid: u32) -> Resu
 }
 
 /// What the three ways to a dump say of the crash, side by side.
-fn ways(facts: &mut Facts, crash: &dumps::Crash) {
+fn ways(facts: &mut Facts, crash: &Crash) {
     for (name, way) in WAYS.iter().zip(&crash.ways) {
         let (good, text) = match way {
             Ok(dump) => {
@@ -333,7 +333,7 @@ fn ways(facts: &mut Facts, crash: &dumps::Crash) {
         };
         facts.add("dump", good, format!("by {name:6} {text}"), json!({ "way": name, "available": way.is_ok() }));
     }
-    for row in dumps::compare(crash) {
+    for row in ascetic_ways::compare(crash) {
         let cut = |value: &Option<String>| {
             let value = value.as_deref().unwrap_or("-");
             value.char_indices().nth(22).map_or_else(|| value.to_owned(), |(at, _)| format!("{}...", &value[..at]))

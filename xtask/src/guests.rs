@@ -1,4 +1,4 @@
-//! Builds the freestanding programs of `tests/guests`.
+//! Builds the freestanding programs of `tests/guests`, and `ways` of `tests/ways`, which QEMU runs beside them.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -20,6 +20,22 @@ pub struct Programs {
     pub guests: PathBuf,
     /// The demo.
     pub demo: PathBuf,
+}
+
+/// One file, because in QEMU there are no libraries; with frame pointers, like everything.
+const STATIC: [&str; 3] = ["-Ctarget-feature=+crt-static", "-Cforce-frame-pointers=yes", "-Cstrip=symbols"];
+
+/// Builds the program that takes dumps in QEMU, for x86_64.
+///
+/// # Errors
+/// The build fails: most likely there is no static C library.
+pub fn ways() -> Result<PathBuf> {
+    let (target_dir, triple) = (root().join("target/ways"), Arch::X86_64.triple());
+    let mut cargo = Command::new("cargo");
+    cargo.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", STATIC.join("\x1f"));
+    cargo.current_dir(root()).args(["build", "--quiet", "--release", "--package", "ascetic-ways"]);
+    host::run(cargo.args(["--target", triple])).context("ways")?;
+    Ok(target_dir.join(triple).join("release/ways"))
 }
 
 /// Builds the programs for `arch`, with the toolchain that can.

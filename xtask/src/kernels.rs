@@ -20,8 +20,19 @@ pub struct Kernel {
     package: &'static str,
     /// The Debian suites to find the package in; the first that has it wins.
     suites: &'static [&'static str],
-    /// Whether it is tested unless the user names kernels.
-    pub default: bool,
+    /// What is run on it unless the user names kernels.
+    pub tested: Tested,
+}
+
+/// What is run on a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tested {
+    /// Every case.
+    All,
+    /// The ways to a dump, of which newer kernels have more.
+    Ways,
+    /// Nothing.
+    No,
 }
 
 impl Kernel {
@@ -41,13 +52,13 @@ const X86_64: Arch = Arch::X86_64;
 /// All kernels that we know of.
 #[rustfmt::skip]
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "6.1-i686",      arch: I686,   package: "linux-image-686",         suites: &["bookworm"],                     default: true },
-    Kernel { name: "6.1-x86_64",    arch: X86_64, package: "linux-image-cloud-amd64", suites: &["bookworm"],                     default: true },
-    Kernel { name: "6.12-x86_64",   arch: X86_64, package: "linux-image-cloud-amd64", suites: &["bookworm-backports", "trixie"], default: true },
-    Kernel { name: "5.10-i686",     arch: I686,   package: "linux-image-686",         suites: &["bullseye"],                     default: false },
-    Kernel { name: "5.10-i686-pae", arch: I686,   package: "linux-image-686-pae",     suites: &["bullseye"],                     default: false },
-    Kernel { name: "5.10-x86_64",   arch: X86_64, package: "linux-image-cloud-amd64", suites: &["bullseye"],                     default: false },
-    Kernel { name: "newest-x86_64", arch: X86_64, package: "linux-image-cloud-amd64", suites: &["testing"],                      default: false },
+    Kernel { name: "6.1-i686",      arch: I686,   package: "linux-image-686",         suites: &["bookworm"],                     tested: Tested::All },
+    Kernel { name: "6.1-x86_64",    arch: X86_64, package: "linux-image-cloud-amd64", suites: &["bookworm"],                     tested: Tested::All },
+    Kernel { name: "6.12-x86_64",   arch: X86_64, package: "linux-image-cloud-amd64", suites: &["bookworm-backports", "trixie"], tested: Tested::All },
+    Kernel { name: "5.10-i686",     arch: I686,   package: "linux-image-686",         suites: &["bullseye"],                     tested: Tested::No },
+    Kernel { name: "5.10-i686-pae", arch: I686,   package: "linux-image-686-pae",     suites: &["bullseye"],                     tested: Tested::No },
+    Kernel { name: "5.10-x86_64",   arch: X86_64, package: "linux-image-cloud-amd64", suites: &["bullseye"],                     tested: Tested::No },
+    Kernel { name: "newest-x86_64", arch: X86_64, package: "linux-image-cloud-amd64", suites: &["testing"],                      tested: Tested::Ways },
 ];
 
 /// The kernel image to boot `kernel` with, in the cache. Fetched at the first call, later calls work offline.

@@ -7,7 +7,6 @@ mod audit;
 mod bench;
 mod capi;
 mod demo;
-mod dumps;
 mod guests;
 mod host;
 mod i686;

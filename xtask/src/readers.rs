@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use ascetic_tools::dump::{Dump, elf, minidump};
+use ascetic_ways::{Crash, Running, WAYS};
 
-use crate::dumps::{Crash, Running, WAYS};
 use crate::guests::Programs;
 use crate::{apt, cache, host};
 

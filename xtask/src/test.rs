@@ -13,9 +13,9 @@ use wait_timeout::ChildExt;
 use crate::guests::{self, Programs};
 use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
-use crate::kernels::{self, KERNELS};
+use crate::kernels::{self, KERNELS, Tested};
 use crate::qemu::{self, Accel, End, Machine};
-use crate::{audit, cache, capi, demo, dumps, readers, root, tidy};
+use crate::{audit, cache, capi, demo, readers, root, tidy};
 
 /// How long a case may take here.
 const CASE_LIMIT: Duration = Duration::from_secs(90);
@@ -29,8 +29,8 @@ const SLOW: u32 = 10_000;
 const SKIPPED: &str = "exit:77";
 
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
-/// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a root folder to change.
-const MAY_SKIP: [&str; 22] = [
+/// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a machine of one's own to change.
+const MAY_SKIP: [&str; 23] = [
     "births_end_leaves_nobody_off_shows_it",
     "threads_registers",
     "threads_storage",
@@ -50,6 +50,7 @@ const MAY_SKIP: [&str; 22] = [
     "dump_core_of_another_uid",
     "dump_memory_by_t_in_empty_chroot",
     "dump_memory_by_t_of_another_uid",
+    "dump_ways",
     "threads_spread",
     "supervisor_terminal",
     "supervisor_real_time",
@@ -184,9 +185,9 @@ pub fn run(options: &Options) -> Result<bool> {
         }
     }
     for programs in built.iter().filter(|_| everything || options.filter == "dumps") {
-        if programs.arch == Arch::X86_64 || host::ia32_runs() {
+        if programs.arch == Arch::X86_64 {
             tally.step(&format!("minidump-stackwalk and gdb, {}", programs.arch), readers::check(programs));
-            match dumps::matrix(programs) {
+            match ascetic_ways::matrix(&programs.guests) {
                 Ok(what) => tally.step(&format!("three ways to a dump agree, {}: {what}", programs.arch), Ok(())),
                 Err(error) => tally.step(&format!("three ways to a dump agree, {}", programs.arch), Err(error)),
             }
@@ -321,7 +322,12 @@ struct Boot {
     image: PathBuf,
     arch: Arch,
     userlands: Vec<Arch>,
+    /// What is in the names of the cases to run.
+    filter: String,
 }
+
+/// What the names of cases begin with that are about the ways to a dump.
+const WAYS: &str = "dump_ways";
 
 fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<()> {
     let mut boots = Vec::new();
@@ -329,20 +335,30 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
         Some(image) => {
             let arch = options.arch.unwrap_or(Arch::X86_64);
             let name = image.display().to_string();
-            boots.push(Boot { name, image: image.clone(), arch, userlands: vec![arch] });
+            let filter = options.filter.clone();
+            boots.push(Boot { name, image: image.clone(), arch, userlands: vec![arch], filter });
         }
         None => {
-            for kernel in KERNELS.iter().filter(|kernel| kernel.default) {
+            for kernel in KERNELS {
+                let filter = match kernel.tested {
+                    Tested::All => options.filter.clone(),
+                    // For x86_64 only.
+                    Tested::Ways if options.arch == Some(Arch::I686) => continue,
+                    Tested::Ways if WAYS.contains(&options.filter) => WAYS.to_owned(),
+                    Tested::Ways if options.filter.starts_with(WAYS) => options.filter.clone(),
+                    Tested::Ways | Tested::No => continue,
+                };
+                let own = std::slice::from_ref(&kernel.arch);
+                let userlands = if kernel.tested == Tested::All { kernel.userlands() } else { own }.to_vec();
+                let name = kernel.name.to_owned();
                 match kernels::fetch(&cache(), kernel) {
-                    Ok(image) => {
-                        let userlands = kernel.userlands().to_vec();
-                        boots.push(Boot { name: kernel.name.to_owned(), image, arch: kernel.arch, userlands });
-                    }
+                    Ok(image) => boots.push(Boot { name, image, arch: kernel.arch, userlands, filter }),
                     Err(error) => tally.fail(&format!("kernel {}", kernel.name), &format!("{error:#}")),
                 }
             }
-            // i386 programs on a 64-bit kernel: on the last, which is the newest, or what is asked for.
-            let older = if options.filter.is_empty() { boots.len().saturating_sub(1) } else { 0 };
+            // i386 programs on a 64-bit kernel: on the last that runs them, which is the newest, or what is asked for.
+            let last = boots.iter().rposition(|boot| boot.userlands.len() > 1).unwrap_or(0);
+            let older = if options.filter.is_empty() { last } else { 0 };
             boots.iter_mut().take(older).for_each(|boot| boot.userlands.retain(|arch| *arch == boot.arch));
         }
     }
@@ -351,7 +367,7 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
     let accel = if kvm { Accel::Kvm } else { Accel::Tcg };
     for boot in &boots {
         for programs in built.iter().filter(|programs| boot.userlands.contains(&programs.arch)) {
-            if let Err(error) = one_boot(tally, accel, boot, programs, options) {
+            if let Err(error) = one_boot(tally, accel, boot, programs) {
                 tally.fail(&format!("{} on kernel {}", programs.arch, boot.name), &format!("{error:#}"));
             }
         }
@@ -360,12 +376,16 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
 }
 
 /// Boots a kernel with the test program as PID 1, which runs all cases and prints a verdict for each.
-fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, options: &Options) -> Result<()> {
+fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs) -> Result<()> {
     let place = format!("{} on kernel {}", programs.arch, boot.name);
     let dir = tempfile::tempdir()?;
     let archive = dir.path().join("initramfs");
-    initramfs::build(&[Entry { path: "init".to_owned(), source: programs.guests.clone(), mode: 0o755 }], &archive)?;
-    let filter = match options.filter.as_str() {
+    let mut files = vec![Entry { path: "init".to_owned(), source: programs.guests.clone(), mode: 0o755 }];
+    if programs.arch == Arch::X86_64 {
+        files.push(Entry { path: "ways".to_owned(), source: guests::ways()?, mode: 0o755 });
+    }
+    initramfs::build(&files, &archive)?;
+    let filter = match boot.filter.as_str() {
         "" => String::new(),
         filter => format!("ascetic.filter={filter}"),
     };
@@ -406,7 +426,7 @@ fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, o
     })?;
     let before = tally.passed;
     // A line of the plan that the console spoilt would hide its case.
-    if let Ok(all) = cases(programs, &options.filter) {
+    if let Ok(all) = cases(programs, &boot.filter) {
         for name in all.keys().filter(|name| !plan.contains_key(*name)) {
             tally.fail(&format!("{name} ({place})"), "is not in the plan that the console showed");
         }
@@ -419,7 +439,7 @@ fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, o
             None => tally.fail(&what, "did not run: the kernel ended before"),
         }
     }
-    if outcome.end != End::Off || !done || (plan.is_empty() && options.filter.is_empty()) {
+    if outcome.end != End::Off || !done || (plan.is_empty() && boot.filter.is_empty()) {
         tally.fail(&format!("boot of {place}"), &outcome.to_string());
     }
     println!("ok {} cases, {place}, in {:.0} s", tally.passed - before, outcome.elapsed.as_secs_f32());

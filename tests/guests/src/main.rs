@@ -1,5 +1,5 @@
 //! The test cases: `guests cases` lists them with the end that each must have, `guests run NAME` runs one, `guests long NAME`
-//! without a bound in time, `guests crash KIND` shows a crash to whoever takes dumps (`guests crashes` lists the kinds). As PID 1 it runs them all, for QEMU.
+//! without a bound in time, `guests crash KIND [OPTION]...` shows a crash to whoever takes dumps (`guests crashes` lists the kinds). As PID 1 it runs them all, for QEMU.
 
 #![no_std]
 #![no_main]
@@ -20,7 +20,7 @@ fn main(args: Args) {
         "cases" => CASES.iter().for_each(|case| println!("{} {}", case.name, case.end)),
         // The kernel runs it so, in QEMU.
         "save-core" => cases::save_core(),
-        "crash" => cases::crash(args.get(2)),
+        "crash" => cases::crash(args.get(2), (3..).map(|i| args.get(i))),
         "crashes" => cases::crashes(),
         how @ ("run" | "long") => match CASES.iter().find(|case| case.name == args.get(2)) {
             Some(case) => {

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Dump, Facts, core, rewrite};
 
@@ -15,8 +17,13 @@ pub enum Pattern {
     File(String),
     /// Standard input of this program, which runs as root, outside of every sandbox.
     Pipe(String),
-    /// This AF_UNIX socket (since Linux 6.16).
-    Socket(String),
+    /// This AF_UNIX socket (since Linux 6.16), where [`receive`](super::receive) takes them.
+    Socket {
+        /// From the machine's root folder, whatever the process's is.
+        path: String,
+        /// Whether the kernel asks first what to do (since Linux 6.17), and then always waits until the core is taken.
+        request: bool,
+    },
     /// Nowhere.
     Nowhere,
 }
@@ -36,7 +43,10 @@ impl Pattern {
         match text.as_bytes().first() {
             None => Self::Nowhere,
             Some(b'|') => Self::Pipe(text[1..].to_owned()),
-            Some(b'@') => Self::Socket(text[1..].to_owned()),
+            Some(b'@') => {
+                let request = text.starts_with("@@");
+                Self::Socket { path: text.trim_start_matches('@').to_owned(), request }
+            }
             Some(_) if uses_pid && !text.contains("%p") => Self::File(format!("{text}.%p")),
             Some(_) => Self::File(text.to_owned()),
         }
@@ -53,7 +63,18 @@ impl Pattern {
                     Ok(name)
                 }
             }
+            // So it is saved by who receives it.
+            Self::Socket { .. } => Ok(format!("core.{pid}")),
             _ => Err(NoCore::Elsewhere(self.clone())),
+        }
+    }
+
+    /// How long it may take until the core is there when the process is gone: its receiver may still be at work.
+    fn patience(&self, facts: &Facts) -> Duration {
+        let killed = facts.ended.is_none_or(|ended| ended.signal == libc::SIGKILL);
+        match self {
+            Self::Socket { request: false, .. } if !killed => Duration::from_secs(1),
+            _ => Duration::ZERO,
         }
     }
 }
@@ -63,7 +84,7 @@ impl std::fmt::Display for Pattern {
         match self {
             Self::File(name) => write!(f, "to files `{name}`"),
             Self::Pipe(program) => write!(f, "to the program `{program}`"),
-            Self::Socket(path) => write!(f, "to the socket `{path}`"),
+            Self::Socket { path, .. } => write!(f, "to the socket `{path}`"),
             Self::Nowhere => f.write_str("nowhere"),
         }
     }
@@ -102,13 +123,24 @@ pub struct Keep {
     pub cap: u64,
 }
 
-/// Reads the core of a task that has ended in `folder`, and removes it; a copy of it is kept if that is asked for.
+/// Reads the core of a task that has ended in `folder`, and removes it: where the kernel, or who receives its cores, has put
+/// it. A copy of it is kept if that is asked for.
 ///
 /// # Errors
 /// It is not there, or elsewhere, or of another process.
 pub fn core_of(folder: &Path, pid: u32, facts: &Facts, keep: Option<&Keep>) -> Result<Dump, NoCore> {
-    let name = Pattern::in_force()?.file_of(pid)?;
-    take(&folder.join(&name), &name, pid, facts, keep)
+    let pattern = Pattern::in_force()?;
+    let name = pattern.file_of(pid)?;
+    let path = folder.join(&name);
+    let end = Instant::now() + pattern.patience(facts);
+    while !path.exists() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(5));
+    }
+    match (take(&path, &name, pid, facts, keep), pattern) {
+        // Whoever receives it puts it somewhere else.
+        (Err(NoCore::None(..)), pattern @ Pattern::Socket { .. }) if !path.exists() => Err(NoCore::Elsewhere(pattern)),
+        (taken, _) => taken,
+    }
 }
 
 fn take(path: &Path, name: &str, pid: u32, facts: &Facts, keep: Option<&Keep>) -> Result<Dump, NoCore> {
@@ -129,7 +161,7 @@ fn take(path: &Path, name: &str, pid: u32, facts: &Facts, keep: Option<&Keep>) -
 
 /// Whether the kernel writes the cores of this process's children to files that [`core_of`] finds.
 pub(super) fn leaves_files() -> bool {
-    Pattern::in_force().is_ok_and(|pattern| pattern.file_of(1).is_ok())
+    Pattern::in_force().is_ok_and(|pattern| matches!(pattern, Pattern::File(_)) && pattern.file_of(1).is_ok())
 }
 
 /// What the set-up finds of itself: each by its name, as the kernel has it.
@@ -184,7 +216,12 @@ mod tests {
         assert_eq!(of("core", true).file_of(7).unwrap(), "core.7");
         assert_eq!(of("c-%p", true).file_of(7).unwrap(), "c-7");
         assert_eq!(of("core", false).file_of(7).unwrap(), "core");
-        for elsewhere in ["", "|/bin/x %p", "@/run/s", "/var/core", "core.%e"] {
+        for (text, request) in [("@/run/s", false), ("@@/run/s", true)] {
+            let pattern = of(text, true);
+            assert_eq!(pattern, Pattern::Socket { path: "/run/s".to_owned(), request });
+            assert_eq!(pattern.file_of(7).unwrap(), "core.7");
+        }
+        for elsewhere in ["", "|/bin/x %p", "/var/core", "core.%e"] {
             assert!(matches!(of(elsewhere, false).file_of(7), Err(NoCore::Elsewhere(_))), "{elsewhere}");
         }
     }

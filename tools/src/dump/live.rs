@@ -90,6 +90,16 @@ impl Seen {
         let (arch, registers, _) = registers(pid)?;
         Some(Self { signal, info: siginfo(pid), arch, registers })
     }
+
+    /// As the handler finds it: in a call that the signal interrupts, the kernel has yet to say so.
+    fn caught(pid: u32, signal: i32) -> Option<Self> {
+        let mut seen = Self::of(pid, signal)?;
+        let in_call = registers(pid)?.2 as i32 >= 0;
+        if in_call && RESTARTED.contains(&-result(seen.arch, &seen.registers)) {
+            seen.registers.set_result(seen.arch, -libc::EINTR);
+        }
+        Some(seen)
+    }
 }
 
 /// A raw request. What `data` must be, the request says.
@@ -381,7 +391,7 @@ impl Tracer {
         if handled >> (signal - 1) & 1 == 1 {
             let code = siginfo(pid)?.code;
             if code <= 0 || (signal, code) == (libc::SIGTRAP, TRAP_TRACE) {
-                self.caught.insert(pid, Seen::of(pid, signal)?);
+                self.caught.insert(pid, Seen::caught(pid, signal)?);
             } else if self.caught.get(&pid).is_some_and(|seen| seen.signal == signal) {
                 self.caught.remove(&pid); // an instruction raised this one, which repeats
             }
@@ -538,6 +548,10 @@ fn go_on(pid: u32, event: Event) {
     // SAFETY: the signal is a number. A task that was killed meanwhile goes on by itself.
     let _ = unsafe { ptrace(request, pid, 0, signal as usize) };
 }
+
+/// What calls that a signal interrupts return inside of the kernel, and to a handler without `SA_RESTART`, as the runtime's are,
+/// as EINTR (`include/linux/errno.h`; `handle_signal` in `arch/x86/kernel/signal.c`).
+const RESTARTED: [i32; 3] = [512, 514, 516];
 
 /// Where a call's result will be: the kernel begins with ENOSYS (`arch/x86/entry/entry_64.S`, `entry_32.S`).
 fn result(arch: Arch, registers: &Registers) -> i32 {

@@ -85,6 +85,19 @@ impl Registers {
         self.general.get(i).copied()
     }
 
+    /// Replaces a call's result.
+    pub(super) fn set_result(&mut self, arch: Arch, result: i32) {
+        let (name, value) = match arch {
+            Arch::X86_64 => ("rax", i64::from(result) as u64),
+            Arch::X86 => ("eax", u64::from(result as u32)),
+        };
+        if let Some(i) = arch.registers().iter().position(|register| *register == name)
+            && let Some(register) = self.general.get_mut(i)
+        {
+            *register = value;
+        }
+    }
+
     /// The program counter.
     pub fn pc(&self, arch: Arch) -> Option<u64> {
         self.get(arch, if arch == Arch::X86_64 { "rip" } else { "eip" })

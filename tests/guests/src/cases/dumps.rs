@@ -637,13 +637,24 @@ pub fn crashes() {
     OTHERS.iter().for_each(|(name, signal)| println!("{name} {signal}"));
 }
 
-/// Shows one crash (`freestanding::crash`).
-pub fn crash(name: &str) {
+/// Shows one crash (`freestanding::crash`), of a process that is as the options say: `nobody`'s, `not-dumpable`; of a sandbox with
+/// `no-core`, or one that any `tracer` may trace.
+pub fn crash(name: &str, options: impl Iterator<Item = &'static str>) {
     const THREADS: Policy = super::program::DIRECT.threads(8);
     let short = short_file();
     let share = [short];
     let denied = sys_dispatch().is_ok();
-    let base = Config { share: &share, report_denied: denied, core: freestanding::crash::core(), ..config() };
+    let mut base = Config { share: &share, report_denied: denied, core: freestanding::crash::core(), ..config() };
+    for option in options.take_while(|option| !option.is_empty()) {
+        match option {
+            "nobody" => become_nobody(),
+            // SAFETY: concerns who may look at this process.
+            "not-dumpable" => check!(unsafe { sys::prctl(sys::PR_SET_DUMPABLE, 0) }.is_ok()),
+            "no-core" => base.core = None,
+            "tracer" => base.tracer = Some(-1),
+            _ => check!(false, "no option {option}"),
+        }
+    }
     let show = |config: &Config<'_>, guest, arg| freestanding::crash::show(config, guest, arg, |_| ());
     if let Some(fault) = FAULTS.iter().find(|fault| fault.name == name) {
         show(&base, fault.guest, short.0);

@@ -18,6 +18,7 @@ mod races;
 mod signals;
 mod supervisor;
 mod threads;
+mod ways;
 
 use ascetic::error::Status;
 use ascetic::fault::record::Record;
@@ -94,6 +95,8 @@ pub static CASES: Cases = Cases(&[
     signals::CASES,
     supervisor::CASES,
     threads::CASES,
+    // The last: it leaves a machine where nobody may trace.
+    ways::CASES,
 ]);
 
 impl Cases {

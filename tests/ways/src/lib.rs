@@ -1,18 +1,15 @@
-//! A crash, dumped in all three ways at once: what each says, side by side.
+//! A crash, dumped in all three ways at once: what each says, side by side. For `xtask` here, and for the program `ways` in QEMU.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ascetic_tools::dump::facts::Ended;
-use ascetic_tools::dump::{Dump, Facts, Registers, Role, kernel, live, minidump, record};
-
-use crate::guests::Programs;
+use ascetic_tools::dump::{Dump, Facts, Registers, Role, kernel, live, record};
 
 /// The lines that a program prints.
 pub type Output = Lines<BufReader<ChildStdout>>;
@@ -32,11 +29,11 @@ pub struct Crash {
     pub ways: [Result<Dump, String>; 3],
 }
 
-/// Follows a program that shows a crash (`freestanding::crash`), which runs in `dir`, up to the end of the crash.
+/// Follows a program that shows a crash (`freestanding::crash`), whose core is put into `cores`, up to the end of the crash.
 ///
 /// # Errors
 /// It says something else.
-pub fn follow(input: &mut ChildStdin, output: &mut Output, dir: &Path) -> Result<Crash> {
+pub fn follow(input: &mut ChildStdin, output: &mut Output, cores: &Path) -> Result<Crash> {
     let numbers = |line: &str| -> Result<Vec<u32>> {
         line.split_whitespace().skip(1).map(|n| n.parse().with_context(|| format!("`{line}`"))).collect()
     };
@@ -79,7 +76,7 @@ pub fn follow(input: &mut ChildStdin, output: &mut Output, dir: &Path) -> Result
     let traced = tracer.join().map_err(|_| anyhow!("the tracer panicked"))?;
     let recorded = record::read(&bytes, &facts).ok_or_else(|| "none: the guest did not live to write one".to_owned());
     let task = facts.ended.map_or(u, |ended| ended.task);
-    let cored = kernel::core_of(dir, task, &facts, None).map_err(|why| why.to_string());
+    let cored = kernel::core_of(cores, task, &facts, None).map_err(|why| why.to_string());
     Ok(Crash { record: bytes, guest: u, ended, ways: [recorded, cored, traced] })
 }
 
@@ -95,7 +92,10 @@ pub struct Running {
     pub input: ChildStdin,
     /// What it prints.
     pub output: Output,
-    dir: tempfile::TempDir,
+    /// Where cores are put.
+    cores: PathBuf,
+    /// Removes the folder when it goes.
+    owned: Option<tempfile::TempDir>,
 }
 
 impl Running {
@@ -105,16 +105,34 @@ impl Running {
     /// It cannot be started.
     pub fn start(program: &Path, args: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let mut child = Command::new(program)
-            .args(args)
-            .current_dir(dir.path())
+        let mut command = Command::new(program);
+        command.args(args);
+        let mut this = Self::start_in(command, dir.path())?;
+        this.owned = Some(dir);
+        Ok(this)
+    }
+
+    /// Starts a program in a folder.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_in(mut command: Command, dir: &Path) -> Result<Self> {
+        let mut child = command
+            .current_dir(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| program.display().to_string())?;
+            .with_context(|| format!("{command:?}"))?;
         let input = child.stdin.take().context("no input")?;
         let output = BufReader::new(child.stdout.take().context("no output")?).lines();
-        Ok(Self { child, input, output, dir })
+        Ok(Self { child, input, output, cores: dir.to_owned(), owned: None })
+    }
+
+    /// Has cores be looked for in another folder than the program's.
+    #[must_use]
+    pub fn cores_in(mut self, dir: &Path) -> Self {
+        dir.clone_into(&mut self.cores);
+        self
     }
 
     /// Follows the crash.
@@ -122,7 +140,7 @@ impl Running {
     /// # Errors
     /// As [`follow`].
     pub fn crash(&mut self) -> Result<Crash> {
-        follow(&mut self.input, &mut self.output, self.dir.path())
+        follow(&mut self.input, &mut self.output, &self.cores)
     }
 }
 
@@ -203,64 +221,73 @@ const FXSAVE_REGISTERS: usize = 288;
 /// ends a task, and the kernel writes no core then.
 const ONLY: [(&str, &[usize]); 3] = [("strict", &[2]), ("outside", &[2]), ("trusted", &[2])];
 
+/// The ways that can tell of a kind of crash.
+pub fn expected(kind: &str) -> &'static [usize] {
+    ONLY.iter().find(|(only, _)| *only == kind).map_or(&[0, 1, 2], |(_, ways)| ways)
+}
+
+/// The kinds of crashes that a program can show, each with the signal by which it ends.
+///
+/// # Errors
+/// It does not say.
+pub fn kinds(program: &Path) -> Result<Vec<(String, String)>> {
+    let output = Command::new(program).arg("crashes").output().with_context(|| program.display().to_string())?;
+    let text = String::from_utf8(output.stdout)?;
+    let pair = |line: &str| line.split_once(' ').map(|(kind, signal)| (kind.to_owned(), signal.to_owned()));
+    text.lines().map(|line| pair(line).with_context(|| format!("`{line}`"))).collect()
+}
+
+/// Where a core does not go to a file, there is none to compare.
+fn elsewhere(way: &Result<Dump, String>) -> bool {
+    matches!(way, Err(why) if why.contains("goes elsewhere"))
+}
+
+/// Checks that the ways that are expected to tell of a crash do, no others do, and all say the same; how many there are.
+///
+/// # Errors
+/// What is wrong.
+pub fn check(crash: &Crash, kind: &str, signal: &str, expected: &[usize]) -> Result<usize> {
+    let mut problems = Vec::new();
+    for (i, way) in crash.ways.iter().enumerate() {
+        match way {
+            Ok(dump) if !expected.contains(&i) => {
+                problems.push(format!("{}: a dump, and there should be none: {:?}", WAYS[i], dump.exception));
+            }
+            Err(why) if expected.contains(&i) && !elsewhere(way) => problems.push(format!("{}: {why}", WAYS[i])),
+            _ => {}
+        }
+    }
+    for row in compare(crash) {
+        let mut said = row.values.iter().flatten();
+        match row.field {
+            _ if !row.agrees() => problems.push(format!("{}: {:#?}", row.field, row.values)),
+            "signal" if said.any(|value| value != signal) => {
+                problems.push(format!("signal {signal} was expected: {:?}", row.values));
+            }
+            "denied call" if ["denied", "strict"].contains(&kind) && !expected.is_empty() && said.next().is_none() => {
+                problems.push("nobody names the call".to_owned());
+            }
+            _ => {}
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(crash.ways.iter().flatten().count())
+}
+
 /// Has every kind of crash happen, and checks that all ways say the same; what they said, in short.
 ///
 /// # Errors
 /// Naming what differs.
-pub fn matrix(programs: &Programs) -> Result<String> {
-    let kinds = crate::host::run(Command::new(&programs.guests).arg("crashes"))?;
-    let mut problems = Vec::new();
-    let mut cells = 0;
-    for line in kinds.lines() {
-        let (kind, signal) = line.split_once(' ').with_context(|| line.to_owned())?;
-        let crash = Running::start(&programs.guests, &["crash", kind])?.crash().with_context(|| kind.to_owned())?;
-        let expected = ONLY.iter().find(|(only, _)| *only == kind).map_or(&[0, 1, 2][..], |(_, ways)| ways);
-        for (i, way) in crash.ways.iter().enumerate() {
-            let elsewhere = matches!(way, Err(why) if why.contains("goes elsewhere"));
-            match way {
-                Ok(dump) if !expected.contains(&i) => {
-                    problems
-                        .push(format!("{kind}, {}: a dump, and there should be none: {:?}", WAYS[i], dump.exception));
-                }
-                Err(why) if expected.contains(&i) && !elsewhere => problems.push(format!("{kind}, {}: {why}", WAYS[i])),
-                Ok(_) => cells += 1,
-                Err(_) => {}
-            }
-        }
-        let rows = compare(&crash);
-        for row in &rows {
-            if !row.agrees() {
-                problems.push(format!("{kind}: {}: {:#?}", row.field, row.values));
-            }
-            if row.field == "signal" && row.values.iter().flatten().any(|value| value != signal) {
-                problems.push(format!("{kind}: signal {signal} was expected: {:?}", row.values));
-            }
-            if row.field == "denied call"
-                && ["denied", "strict"].contains(&kind)
-                && row.values.iter().flatten().next().is_none()
-            {
-                problems.push(format!("{kind}: nobody names the call"));
-            }
+pub fn matrix(program: &Path) -> Result<String> {
+    let kinds = kinds(program)?;
+    let (mut problems, mut dumps) = (Vec::new(), 0);
+    for (kind, signal) in &kinds {
+        let crash = Running::start(program, &["crash", kind])?.crash().with_context(|| kind.clone())?;
+        match check(&crash, kind, signal, expected(kind)) {
+            Ok(count) => dumps += count,
+            Err(error) => problems.push(format!("{kind}: {error}")),
         }
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
-    Ok(format!("{} kinds of crashes, {cells} dumps", kinds.lines().count()))
-}
-
-/// How long it takes to make a minidump of a record with 1 MiB of memory, in milliseconds: the median of many.
-pub fn conversion_ms() -> f64 {
-    const RECORD: &[u8] = include_bytes!("../../tools/tests/samples/x86_64.record");
-    let memory = vec![0x5a; 1 << 20];
-    let convert = || {
-        let start = Instant::now();
-        let len = record::read(RECORD, &Facts::default()).map_or(0, |mut dump| {
-            dump.add_memory(0x10_0000_0000, &memory);
-            minidump::write(&dump).len()
-        });
-        assert!(len > memory.len(), "a minidump of {len} bytes");
-        start.elapsed().as_secs_f64() * 1e3
-    };
-    let mut times: Vec<f64> = (0..51).map(|_| convert()).collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    Ok(format!("{} kinds of crashes, {dumps} dumps", kinds.len()))
 }
