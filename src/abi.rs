@@ -58,9 +58,9 @@ pub const ROW_ERRNO: u32 = 0xfff;
 /// A number beside the kernel's own: opens the file of the [`Token`] whose number is the first argument.
 pub const NR_TOKEN: u32 = TABLE_LEN as u32 - 1;
 
-/// A number beside the kernel's own: T takes it to the broker, which does not answer. The reporter leaves T there at the end, so
-/// that the supervisor can have it read memory.
-pub const NR_STAY: u32 = TABLE_LEN as u32;
+/// A number that no kernel has: T takes it to the broker, which does not answer. The reporter leaves T there at the end, so
+/// that the supervisor can have it read memory. Where none is to be read, it is a call as any that there is not.
+pub const NR_STAY: u32 = 0x7fff_5354;
 
 /// The most pairs of a sandbox.
 pub const PAIRS: usize = 256;

@@ -169,6 +169,8 @@ pub static MISS_KICKS: AtomicBool = AtomicBool::new(false);
 pub static LINGER: AtomicU32 = AtomicU32::new(0);
 /// A signal that comes meanwhile waits for the next look.
 pub static LATE_KICKS: AtomicBool = AtomicBool::new(false);
+/// No new thread waits for the end of one that ends.
+pub static NO_WAITS_FOR_ROOM: AtomicBool = AtomicBool::new(false);
 /// A signal that waits for the thread when it is kicked next; 0 for none.
 pub static PEND: AtomicU32 = AtomicU32::new(0);
 /// A handler that was interrupted when it left is not taken for gone.

@@ -56,6 +56,8 @@ pub(crate) enum Waits {
     Nothing,
     /// That this pair is born. Nobody else knows whose it is: a birth whose parent has ended is nobody's.
     Birth(usize),
+    /// That a pair ends. It was taken, and its request is to be decided again.
+    Room,
     /// To be taken and told this.
     Answer(usize),
 }
@@ -71,6 +73,8 @@ pub(crate) struct Slot {
     /// What its mailbox said when its last request was taken.
     pub(super) asked: u32,
     pub(super) waits: Waits,
+    /// How long it waits for room, in nanoseconds; 0 if it does not.
+    pub(super) patience: u64,
     /// Looks in vain at whether its T waits, since it last did.
     pub(super) vain: u32,
     /// Not before this time, in nanoseconds, is there another.
@@ -80,7 +84,17 @@ pub(crate) struct Slot {
 impl Slot {
     pub(super) fn free() -> Self {
         let (t, u) = (Task::none(), Task::none());
-        Self { phase: Phase::Free, t, u, seq: Cell::new(0), asked: 0, waits: Waits::Nothing, vain: 0, again: 0 }
+        Self {
+            phase: Phase::Free,
+            t,
+            u,
+            seq: Cell::new(0),
+            asked: 0,
+            waits: Waits::Nothing,
+            patience: 0,
+            vain: 0,
+            again: 0,
+        }
     }
 
     /// Whether its T ended before it made a U: its exit status names the step that failed, and the clone is the last.
@@ -110,6 +124,9 @@ impl Sandbox<'_> {
             return self.refuse(k, request, pc, refuse(Errno::EAGAIN, "no new thread while all are to end"));
         }
         let Some(child) = self.room().or_else(|| self.made_room()) else {
+            if self.may_wait_for_room(k) {
+                return;
+            }
             return self.refuse(k, request, pc, refuse(Errno::EAGAIN, "as many threads as the policy allows"));
         };
         let mut common = *self.common();
@@ -151,6 +168,27 @@ impl Sandbox<'_> {
         let make = Step { nr: Sysno::clone as u32, flags, args, expect, ..Step::default() };
         self.script(k, &[make, Step { nr: STEP_BORE, ..Step::default() }]);
         self.give(k);
+    }
+
+    /// Has a thread wait for a pair's end: who was joined has let go of its word, and is not gone yet.
+    fn may_wait_for_room(&mut self, k: usize) -> bool {
+        const PATIENCE: u64 = 200_000_000;
+        #[cfg(feature = "experiments")]
+        if crate::experiment::NO_WAITS_FOR_ROOM.load(Ordering::Relaxed) {
+            return false;
+        }
+        let now = sys::now();
+        let slot = self.slot(k);
+        if slot.patience == 0 {
+            slot.patience = now.saturating_add(PATIENCE);
+        }
+        let until = slot.patience;
+        if now >= until {
+            return false;
+        }
+        slot.waits = Waits::Room;
+        self.retry_at(until);
+        true
     }
 
     /// A pair that is none.

@@ -205,7 +205,8 @@ impl Sandbox<'_> {
         }
         let due = |at: u64| at == 0 || sys::now() >= at;
         let limited = self.books().until > 0 && due(self.books().until);
-        if alarm || limited || self.retry.is_some_and(due) {
+        let room = end && (0..self.pairs()).any(|k| self.slot_ref(k).waits == Waits::Room);
+        if alarm || limited || room || self.retry.is_some_and(due) {
             self.books().until = 0;
             self.round();
         }
@@ -249,6 +250,13 @@ impl Sandbox<'_> {
                     Some(failed)
                 }
                 Waits::Birth(_) => None,
+                Waits::Room => {
+                    self.slot(k).waits = Waits::Nothing;
+                    self.serve_request(k);
+                    let slot = self.slot(k);
+                    slot.patience = if slot.waits == Waits::Room { slot.patience } else { 0 };
+                    None
+                }
             };
             #[cfg(feature = "experiments")]
             self.believe_asks(k);
@@ -277,7 +285,7 @@ impl Sandbox<'_> {
     }
 
     /// Has another round at this time, in nanoseconds; 0: at once.
-    fn retry_at(&mut self, at: u64) {
+    pub(super) fn retry_at(&mut self, at: u64) {
         self.retry = Some(self.retry.map_or(at, |other| other.min(at)));
     }
 
@@ -292,7 +300,7 @@ impl Sandbox<'_> {
         #[cfg(feature = "experiments")]
         let new = new || alarm;
         // SAFETY: the view is mapped. Whoever puts that there has its own T wait.
-        let stays = unsafe { (&raw const (*mailbox).line.nr).read_volatile() } == NR_STAY;
+        let stays = self.memory.is_some() && unsafe { (&raw const (*mailbox).line.nr).read_volatile() } == NR_STAY;
         if new && stays {
             self.slot(k).asked = asks;
         }

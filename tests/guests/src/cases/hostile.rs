@@ -2,7 +2,7 @@
 //! be switched off, the same attack is seen to succeed without it.
 
 use super::*;
-use ascetic::abi::{Mailbox, NR_TOKEN, PAGE, TABLE_LEN, VERDICT_TO_MAILBOX};
+use ascetic::abi::{Mailbox, NR_STAY, NR_TOKEN, PAGE, TABLE_LEN, VERDICT_TO_MAILBOX};
 use ascetic::experiment;
 use ascetic::policy::{Bounds, Decision};
 use ascetic::sys::{self, Errno};
@@ -84,6 +84,7 @@ extern "C" fn numbers(_: usize) -> i32 {
     for nr in [
         TABLE_LEN as u32,
         TABLE_LEN as u32 - 1,
+        NR_STAY,
         0x7fff_ffff,
         0x8000_0000,
         u32::MAX,

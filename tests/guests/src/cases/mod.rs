@@ -95,8 +95,9 @@ pub static CASES: Cases = Cases(&[
     signals::CASES,
     supervisor::CASES,
     threads::CASES,
-    // The last: it leaves a machine where nobody may trace.
+    // The last: they leave a machine where nobody may trace.
     ways::CASES,
+    dumps::LAST,
 ]);
 
 impl Cases {

@@ -13,6 +13,11 @@ pub const CASES: &[Case] = &[
     case("threads_256", || both(|| must_exit(&program(&MOST), most, 0, 0))),
     case("threads_spread", || both(spread)),
     case("threads_limit", || both(|| ends(limit, 0, 0))),
+    case("threads_in_a_row", || both(|| must_exit(&program(&TWO), row, row_length(), 0))),
+    case("threads_in_a_row_off_shows_it", || {
+        ascetic::experiment::NO_WAITS_FOR_ROOM.store(true, Ordering::Relaxed);
+        both(|| must_exit(&program(&TWO), row, row_length(), 7));
+    }),
     case("threads_outlive_their_creator", || both(|| ends(creator_exits, 0, 5))),
     case("threads_exit_group", || both(|| ends(group, 0, 44))),
     case("threads_fault_ends_all", || both(fault)),
@@ -25,6 +30,7 @@ pub const CASES: &[Case] = &[
 ];
 
 const POLICY: Policy = DIRECT.threads(8);
+const TWO: Policy = DIRECT.threads(2);
 const MOST: Policy = DIRECT.threads(256);
 
 fn ends(guest: extern "C" fn(usize) -> i32, arg: usize, code: u8) {
@@ -191,6 +197,25 @@ extern "C" fn limit(_: usize) -> i32 {
     while start(0, adds, 1, &words[0]) == Err(Errno::EAGAIN) {}
     join(&words[0]);
     check!(SUM.load(Ordering::SeqCst) == 8);
+    0
+}
+
+fn row_length() -> usize {
+    if emulated() { 300 } else { 2000 }
+}
+
+/// There is room for one more thread, and always for the next when one was joined.
+extern "C" fn row(length: usize) -> i32 {
+    let word = AtomicU32::new(0);
+    for _ in 0..length {
+        match start(0, adds, 1, &word) {
+            Ok(_) => join(&word),
+            Err(errno) => {
+                check!(errno == Errno::EAGAIN);
+                return 7;
+            }
+        }
+    }
     0
 }
 
