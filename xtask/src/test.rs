@@ -356,10 +356,12 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
                     Err(error) => tally.fail(&format!("kernel {}", kernel.name), &format!("{error:#}")),
                 }
             }
-            // i386 programs on a 64-bit kernel: on the last that runs them, which is the newest, or what is asked for.
-            let last = boots.iter().rposition(|boot| boot.userlands.len() > 1).unwrap_or(0);
-            let older = if options.filter.is_empty() { last } else { 0 };
-            boots.iter_mut().take(older).for_each(|boot| boot.userlands.retain(|arch| *arch == boot.arch));
+            // All i386 programs on a 64-bit kernel: here, or else on the last that runs them. What is asked for, on all.
+            if options.filter.is_empty() {
+                let last = boots.iter().rposition(|boot| boot.userlands.len() > 1).unwrap_or(0);
+                let without = if host::ia32_runs() { boots.len() } else { last };
+                boots.iter_mut().take(without).for_each(|boot| boot.userlands.retain(|arch| *arch == boot.arch));
+            }
         }
     }
     // A /dev/kvm that is there may hang: it is used only after it has booted something.
