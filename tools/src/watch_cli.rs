@@ -41,15 +41,17 @@ fn run(cli: &Cli) -> Result<(), String> {
     let start = Instant::now();
     let now = move || start.elapsed().as_millis() as u64 + 1;
     let deadline = cli.deadline;
-    let mut tracer = Tracer::seize(&cli.pids).map_err(|error| error.to_string())?;
-    // Memory can be such that reading it takes as long as somebody likes (userfaultfd, FUSE). At its end, the kernel lets go of
-    // whatever this process traces.
+    let tracer = Tracer::seize(&cli.pids).map_err(|error| error.to_string())?;
+    // Memory and files, whose reading can take as long as somebody likes, have a part of the time each.
+    let mut tracer = tracer.patience(Duration::from_millis(deadline / 4));
+    // For whatever else may take long. At its end, the kernel lets go of whatever the main thread traces.
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(Duration::from_millis(deadline.clamp(1, 20)));
             let since = HELD.load(Ordering::Relaxed);
             if since != 0 && now().saturating_sub(since) > deadline {
                 eprintln!("ascetic-watch: not done in {deadline} ms: no dump, and the tasks go on");
+                println!("late\ndone");
                 std::process::exit(3);
             }
         }
@@ -67,5 +69,7 @@ fn run(cli: &Cli) -> Result<(), String> {
         dump::write_all(&found, &cli.out, &stem, &Symbols::default()).map_err(|error| error.to_string())?;
         println!("dumped {}", cli.out.join(stem).display());
     }
+    // A thread that still reads may keep this process from being gone, and its output from being at an end.
+    println!("done");
     followed.map_err(|error| error.to_string())
 }

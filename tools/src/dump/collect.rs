@@ -4,8 +4,10 @@ use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ascetic::fault::classify::Class;
 use ascetic::sandbox::{self, Cause, Config, Core, Hook, Outcome, RECORD_MAX, Sandbox};
@@ -291,8 +293,11 @@ impl<'a> Collector<'a> {
     }
 }
 
-/// A process that traces a sandbox.
-struct Tracing(Child, BufReader<ChildStdout>);
+/// How long the helper may take to begin, and to end when the sandbox has.
+const HELP: Duration = Duration::from_secs(10);
+
+/// A process that traces a sandbox, and the lines that it prints.
+struct Tracing(Child, mpsc::Receiver<String>);
 
 impl Tracing {
     /// Has the program trace a sandbox, and waits until it does.
@@ -304,29 +309,65 @@ impl Tracing {
         let child =
             command.arg("--out").arg(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = child.map_err(|error| format!("{}: {error}", program.display()))?;
-        let mut output = BufReader::new(child.stdout.take().ok_or("no output")?);
-        let mut line = String::new();
-        // An error leaves the line empty.
-        let _ = output.read_line(&mut line);
-        let this = Self(child, output);
-        if line == "ready\n" { Ok(this) } else { Err(this.end().err().unwrap_or_else(|| "it is not ready".to_owned())) }
+        let output = child.stdout.take().ok_or("no output")?;
+        let (line, lines) = mpsc::channel();
+        thread::spawn(move || {
+            let mut said = BufReader::new(output).lines().map_while(Result::ok);
+            said.all(|text| line.send(text).is_ok())
+        });
+        let this = Self(child, lines);
+        match this.1.recv_timeout(HELP) {
+            Ok(text) if text == "ready" => Ok(this),
+            _ => Err(this.end().err().unwrap_or_else(|| "it is not ready".to_owned())),
+        }
     }
 
-    /// Waits until it has ended, as it does when the sandbox has; what it printed.
-    fn end(mut self) -> Result<String, String> {
-        let (mut text, mut errors) = (String::new(), String::new());
-        let _ = self.1.read_to_string(&mut text);
-        if let Some(mut stderr) = self.0.stderr.take() {
-            let _ = stderr.read_to_string(&mut errors);
+    /// Waits until it has done, as it has when the sandbox has ended; the lines that it printed. A helper that is stuck, or stopped,
+    /// is killed.
+    fn end(mut self) -> Result<Vec<String>, String> {
+        let end = Instant::now() + HELP;
+        let mut said = Vec::new();
+        let gone = loop {
+            match self.1.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(text) if text == "done" => break false,
+                Ok(text) => said.push(text),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break true,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let _ = self.0.kill();
+                    self.reap(); // if it can be
+                    return Err(format!("the helper is not done {} s after the sandbox", HELP.as_secs()));
+                }
+            }
+        };
+        // What still reads somewhere may keep it from being gone.
+        match if gone { self.0.wait().ok() } else { self.reap() } {
+            Some(status) if !status.success() => {
+                let mut errors = String::new();
+                if let Some(mut stderr) = self.0.stderr.take() {
+                    let _ = stderr.read_to_string(&mut errors);
+                }
+                Err(errors.trim().to_owned())
+            }
+            _ if said.iter().any(|text| text == "late") => Err("the helper was not done in time".to_owned()),
+            _ => Ok(said),
         }
-        let ended = self.0.wait().map_err(|error| error.to_string())?;
-        if ended.success() { Ok(text) } else { Err(errors.trim().to_owned()) }
+    }
+
+    /// Waits a second for its end.
+    fn reap(&mut self) -> Option<ExitStatus> {
+        for _ in 0..100 {
+            match self.0.try_wait() {
+                Ok(None) => thread::sleep(Duration::from_millis(10)),
+                ended => return ended.ok().flatten(),
+            }
+        }
+        None
     }
 
     /// What it dumped: its core, and of its JSON the denied call, for which a core has no place if the signal is SIGKILL.
     fn dump(self, facts: &Facts) -> Result<Dump, String> {
-        let text = self.end()?;
-        let stem = text.lines().find_map(|line| line.strip_prefix("dumped ")).ok_or("no task crashed")?;
+        let said = self.end()?;
+        let stem = said.iter().find_map(|line| line.strip_prefix("dumped ")).ok_or("no task crashed")?;
         let mut dump = core::read_file(Path::new(&format!("{stem}.core")), facts).map_err(|error| error.to_string())?;
         dump.way = Way::Ptrace;
         let denied = std::fs::read(format!("{stem}.json")).ok().and_then(|json| json::denied(&json));

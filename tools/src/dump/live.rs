@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use ascetic::fault::classify::Class;
 use ascetic::fault::record::{Arch, CODE_AROUND, NEAR, STACK_MAX, THREAD_STACK_MAX};
@@ -25,6 +28,8 @@ use super::{Dump, Exception, Facts, Origin, Registers, Role, Thread, Way};
 const RED_ZONE: u64 = 128;
 /// Bytes of extended state, at most.
 const EXTENDED_MAX: usize = 64 << 10;
+/// How long memory may take to be read, and files, unless somebody says.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Looks at a task that is to stop, a millisecond apart.
 const STOP_PATIENCE: u32 = 200;
 /// Signals that a crash is: those of faults, of abort, and of denied calls.
@@ -74,6 +79,8 @@ pub struct Tracer {
     ends: [u32; 2],
     /// Who is about to exit.
     exiting: BTreeSet<u32>,
+    /// How long memory may take to be read, and files.
+    patience: Duration,
 }
 
 /// A signal, and the registers that it met.
@@ -198,7 +205,7 @@ impl Tracer {
     /// # Errors
     /// One of them cannot be traced. Those that already are go on being so until this thread ends.
     pub fn seize(pids: &[u32]) -> Result<Self, NotTraced> {
-        let mut this = Self::default();
+        let mut this = Self { patience: PATIENCE, ..Self::default() };
         let options =
             libc::PTRACE_O_TRACEEXIT | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
         for pid in pids {
@@ -215,6 +222,13 @@ impl Tracer {
             this.add(*pid);
         }
         Ok(this)
+    }
+
+    /// How long the guest's memory may take to be read, and as long again what files say: what is not there by then is missing in
+    /// the dump.
+    #[must_use]
+    pub fn patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     fn add(&mut self, pid: u32) {
@@ -340,7 +354,12 @@ impl Tracer {
         let others = there.iter().filter(|other| **other != pid).filter_map(now);
         let threads: Vec<_> = first.into_iter().chain(others).collect();
         // All have the same memory; who has ended has none.
-        let mut facts = Facts::of_process(threads.first().map_or(pid, |(there, ..)| *there));
+        let whose = threads.first().map_or(pid, |(there, ..)| *there);
+        let mut late = Vec::new();
+        let mut facts = within(self.patience, move || Facts::of_process(whose)).unwrap_or_else(|| {
+            late.push(format!("what /proc says of {whose}: not read in {:?}", self.patience));
+            Facts::default()
+        });
         facts.process = if self.process == 0 { pid } else { self.process };
         facts.time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         for (task, role) in &mut self.tasks {
@@ -350,15 +369,21 @@ impl Tracer {
             facts.add_task(*task, *role);
         }
         let arch = threads.first().map_or(Arch::X86_64, |(_, arch, _)| *arch);
-        let mut dump = Dump::new(arch, Way::Ptrace);
+        let places: Vec<_> = threads.iter().map(|(id, _, registers)| (*id, registers.clone())).collect();
+        let read = within(self.patience, move || memory(arch, pid, &places));
+        let mut dump = read.unwrap_or_else(|| {
+            late.push(format!("memory: not read in {:?}", self.patience));
+            Dump::new(arch, Way::Ptrace)
+        });
         dump.add_facts(&facts);
+        dump.missing.extend(late);
         if threads.first().is_none_or(|(first, ..)| *first != pid) {
             let role = self.tasks.get(&pid).copied().unwrap_or(Role::Guest);
             let registers = Err("it was killed, and gone before anybody could look".to_owned());
             dump.threads.push(Thread { id: pid, name: String::new(), role, registers, origin: Origin::Kernel });
         }
         for (id, _, registers) in threads {
-            thread(&mut dump, &facts, id, registers, if id == pid { STACK_MAX } else { THREAD_STACK_MAX });
+            thread(&mut dump, &facts, id, registers);
         }
         // What the address of the fault leads to is of interest, too.
         dump.exception = Some(exception.clone());
@@ -446,18 +471,42 @@ impl Tracer {
     }
 }
 
-/// Adds a thread, and the memory that its registers lead to.
-fn thread(dump: &mut Dump, facts: &Facts, pid: u32, registers: Registers, stack: usize) {
+/// What somebody else does, if it is done in time. Reading memory or files of a guest's choosing can take for ever (FUSE, a network),
+/// and no signal need end it then, SIGKILL included: a thread that does it must not be the one that traces, which keeps the tasks
+/// for as long as it lives.
+fn within<T: Send + 'static>(patience: Duration, what: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        // Who has lost patience does not hear it.
+        let _ = done.send(what());
+    });
+    is_done.recv_timeout(patience).ok()
+}
+
+/// The memory that registers lead to, of a task that crashed and others.
+fn memory(arch: Arch, crashed: u32, places: &[(u32, Registers)]) -> Dump {
+    let mut dump = Dump::new(arch, Way::Ptrace);
+    for (pid, registers) in places {
+        near(&mut dump, *pid, registers, if *pid == crashed { STACK_MAX } else { THREAD_STACK_MAX });
+    }
+    dump
+}
+
+/// Adds the memory that a task's registers lead to.
+fn near(dump: &mut Dump, pid: u32, registers: &Registers, stack: usize) {
     let arch = dump.arch;
     let at = |place: Option<u64>| place.unwrap_or(0);
     let (pc, sp, fp) = (at(registers.pc(arch)), at(registers.sp(arch)), at(registers.fp(arch)));
-    if let Ok(memory) = File::open(format!("/proc/{pid}/mem")) {
-        copy(dump, &memory, pc.saturating_sub(CODE_AROUND as u64), 2 * CODE_AROUND);
-        copy(dump, &memory, sp.saturating_sub(RED_ZONE), stack);
-        if dump.read(sp, 1).is_empty() {
-            copy(dump, &memory, fp, stack); // the stack pointer leads nowhere
-        }
+    let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { return };
+    copy(dump, &memory, pc.saturating_sub(CODE_AROUND as u64), 2 * CODE_AROUND);
+    copy(dump, &memory, sp.saturating_sub(RED_ZONE), stack);
+    if dump.read(sp, 1).is_empty() {
+        copy(dump, &memory, fp, stack); // the stack pointer leads nowhere
     }
+}
+
+/// Adds a thread.
+fn thread(dump: &mut Dump, facts: &Facts, pid: u32, registers: Registers) {
     let task = facts.tasks.iter().find(|task| task.id == pid);
     dump.threads.push(Thread {
         id: pid,
@@ -530,7 +579,7 @@ fn stop(pid: u32) -> Option<Event> {
     for _ in 0..STOP_PATIENCE {
         match wait(Some(pid), false) {
             Ok(Some((_, event))) => return Some(event),
-            Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            Ok(None) => thread::sleep(Duration::from_millis(1)),
             Err(_) => return None,
         }
     }
