@@ -1,4 +1,4 @@
-//! Dumps in the hands of the programs that people read dumps with: `minidump-stackwalk`, gdb.
+//! Dumps in the hands of the programs that people read dumps with: `minidump-stackwalk`, gdb, LLDB.
 
 use std::fs;
 use std::io::Write;
@@ -61,7 +61,8 @@ fn crash(programs: &Programs) -> Result<Crash> {
 /// Naming the reader, and what it did not say.
 pub fn check(programs: &Programs) -> Result<()> {
     let (stackwalk, dump_syms) = (STACKWALK.ensure()?, DUMP_SYMS.ensure()?);
-    let gdb = apt::ensure_installed("gdb", "gdb")?;
+    let debuggers = [GDB, LLDB].map(|debugger| Ok((apt::ensure_installed(debugger.name, debugger.name)?, debugger)));
+    let debuggers = debuggers.into_iter().collect::<Result<Vec<_>>>()?;
     let dir = tempfile::tempdir()?;
     let symbols = dir.path().join("symbols");
     host::run(Command::new(dump_syms).arg("--store").arg(&symbols).arg(&programs.demo))?;
@@ -75,8 +76,10 @@ pub fn check(programs: &Programs) -> Result<()> {
         stackwalked(dump, &text).with_context(|| format!("minidump-stackwalk on {name}:\n{text}"))?;
         let path = dir.path().join(format!("{name}.core"));
         fs::write(&path, elf::write(dump)?)?;
-        let text = debug(&gdb, programs, &path)?;
-        debugged(dump, &text).with_context(|| format!("gdb on {name}:\n{text}"))?;
+        for (program, debugger) in &debuggers {
+            let text = host::run(debugger.command(program, &programs.demo, &path).env("LC_ALL", "C"))?;
+            debugger.debugged(dump, &text).with_context(|| format!("{} on {name}:\n{text}", debugger.name))?;
+        }
         read += 1;
     }
     ensure!(read >= 1, "no way led to a dump: {:?}", crash.ways.map(|way| way.err()));
@@ -109,31 +112,68 @@ fn in_order(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Has gdb read a core.
-fn debug(gdb: &Path, programs: &Programs, core: &Path) -> Result<String> {
-    let mut command = Command::new(gdb);
-    command.args(["-batch", "-nx", "-ex", "bt", "-ex", "info registers", "-ex", "x/4i $pc", "-ex", "info threads"]);
-    host::run(command.arg(&programs.demo).arg(core))
+/// A debugger, and the commands to give it.
+struct Debugger {
+    name: &'static str,
+    args: &'static [&'static str],
+    /// What the next argument is a command by.
+    option: &'static str,
+    commands: [&'static str; 4],
+    /// What goes before the instruction at the program counter.
+    arrow: &'static str,
+    /// What is between a register's name and its value.
+    is: &'static str,
 }
 
-/// What gdb must say: function and callers, the same registers.
-fn debugged(dump: &Dump, text: &str) -> Result<()> {
-    in_order(text)?;
-    let thread = dump.threads.first().context("no thread")?;
-    let registers = thread.registers.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
-    let mut compared = 0;
-    for (name, value) in dump.arch.registers().iter().zip(&registers.general) {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        let said =
-            line.and_then(|line| u64::from_str_radix(line.split_whitespace().next()?.strip_prefix("0x")?, 16).ok());
-        // Where a record has no segment base or selector, 0 is no value.
-        if name.len() == 3 && !name.starts_with("cr") && *name != "err" {
-            ensure!(said == Some(*value), "{name} is {value:#x} in the dump, and {said:x?} here");
-            compared += 1;
-        }
+const GDB: Debugger = Debugger {
+    name: "gdb",
+    args: &["-batch", "-nx"],
+    option: "-ex",
+    commands: ["bt", "info registers", "x/4i $pc", "info threads"],
+    arrow: "=> ",
+    is: " ",
+};
+const LLDB: Debugger = Debugger {
+    name: "lldb",
+    args: &["--batch", "--no-lldbinit", "--script-language", "none"],
+    option: "-o",
+    commands: ["bt", "register read", "x/4i $pc", "thread list"],
+    arrow: "-> ",
+    is: " = ",
+};
+
+impl Debugger {
+    /// Has it read a core.
+    fn command(&self, debugger: &Path, program: &Path, core: &Path) -> Command {
+        let mut command = Command::new(debugger);
+        command.args(self.args).args(self.commands.iter().flat_map(|text| [self.option, text]));
+        match self.name {
+            "lldb" => command.arg(program).arg("--core").arg(core),
+            _ => command.arg(program).arg(core),
+        };
+        command
     }
-    ensure!(compared >= 9, "only {compared} registers");
-    let pc = registers.pc(dump.arch).context("no program counter")?;
-    ensure!(text.lines().any(|line| line.starts_with("=> ") && line.contains(&format!("{pc:#x}"))), "no instruction");
-    Ok(())
+
+    /// What it must say: function and callers, the same registers, the instruction.
+    fn debugged(&self, dump: &Dump, text: &str) -> Result<()> {
+        in_order(text)?;
+        let thread = dump.threads.first().context("no thread")?;
+        let registers = thread.registers.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+        let mut compared = 0;
+        for (name, value) in dump.arch.registers().iter().zip(&registers.general) {
+            let line = text.lines().find_map(|line| line.trim_start().strip_prefix(name)?.strip_prefix(self.is));
+            let hex = |line: &str| u64::from_str_radix(line.split_whitespace().next()?.strip_prefix("0x")?, 16).ok();
+            let said = line.and_then(hex);
+            // Where a record has no segment base or selector, 0 is no value.
+            if name.len() == 3 && !name.starts_with("cr") && *name != "err" {
+                ensure!(said == Some(*value), "{name} is {value:#x} in the dump, and {said:x?} here");
+                compared += 1;
+            }
+        }
+        ensure!(compared >= 9, "only {compared} registers");
+        let pc = registers.pc(dump.arch).context("no program counter")?;
+        let at = |line: &str| line.starts_with(self.arrow) && line.contains(&format!("{pc:#x}"));
+        ensure!(text.lines().any(at), "no instruction");
+        Ok(())
+    }
 }

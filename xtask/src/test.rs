@@ -185,8 +185,8 @@ pub fn run(options: &Options) -> Result<bool> {
         }
     }
     for programs in built.iter().filter(|_| everything || options.filter == "dumps") {
-        if programs.arch == Arch::X86_64 {
-            tally.step(&format!("minidump-stackwalk and gdb, {}", programs.arch), readers::check(programs));
+        if programs.arch == Arch::X86_64 || host::ia32_runs() {
+            tally.step(&format!("minidump-stackwalk, gdb and LLDB, {}", programs.arch), readers::check(programs));
             match ascetic_ways::matrix(&programs.guests) {
                 Ok(what) => tally.step(&format!("three ways to a dump agree, {}: {what}", programs.arch), Ok(())),
                 Err(error) => tally.step(&format!("three ways to a dump agree, {}", programs.arch), Err(error)),
@@ -369,7 +369,8 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
     let accel = if kvm { Accel::Kvm } else { Accel::Tcg };
     for boot in &boots {
         for programs in built.iter().filter(|programs| boot.userlands.contains(&programs.arch)) {
-            if let Err(error) = one_boot(tally, accel, boot, programs) {
+            let i686 = built.iter().find(|programs| programs.arch == Arch::I686);
+            if let Err(error) = one_boot(tally, accel, boot, programs, i686) {
                 tally.fail(&format!("{} on kernel {}", programs.arch, boot.name), &format!("{error:#}"));
             }
         }
@@ -377,14 +378,16 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
     Ok(())
 }
 
-/// Boots a kernel with the test program as PID 1, which runs all cases and prints a verdict for each.
-fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs) -> Result<()> {
+/// Boots a kernel with the test program as PID 1, which runs all cases and prints a verdict for each. `i686` are further programs
+/// to take dumps of.
+fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, i686: Option<&Programs>) -> Result<()> {
     let place = format!("{} on kernel {}", programs.arch, boot.name);
     let dir = tempfile::tempdir()?;
     let archive = dir.path().join("initramfs");
     let mut files = vec![Entry { path: "init".to_owned(), source: programs.guests.clone(), mode: 0o755 }];
     if programs.arch == Arch::X86_64 {
         files.push(Entry { path: "ways".to_owned(), source: guests::ways()?, mode: 0o755 });
+        files.extend(i686.map(|i686| Entry { path: "guests-i686".to_owned(), source: i686.guests.clone(), mode: 0o755 }));
     }
     initramfs::build(&files, &archive)?;
     let filter = match boot.filter.as_str() {

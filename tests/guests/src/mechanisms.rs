@@ -49,6 +49,11 @@ extern "C" fn hostile(_: usize) -> i32 {
         // SAFETY: the handler ends the task.
         check!(unsafe { sys::sigaction(sig, &handler) }.is_ok());
     }
+    takes_mailbox(0)
+}
+
+/// A guest that unmaps the mailbox under T, which faults. [`let_take_mailbox`] lets it.
+pub extern "C" fn takes_mailbox(_: usize) -> i32 {
     let (mailbox, len) = ascetic::experiment::mailbox();
     // SAFETY: this task uses the mailbox no more.
     if let Err(errno) = unsafe { sys::munmap(mailbox, len) } {
@@ -61,19 +66,24 @@ extern "C" fn hostile(_: usize) -> i32 {
     }
 }
 
+/// Lets a guest take the mailbox away from under T.
+pub fn let_take_mailbox(config: &mut Config<'_>) {
+    config.weaken.no_lockdown = true;
+    config.weaken.no_mseal = true; // or the mailbox could not be taken away
+    config.placement = Placement::Floating;
+    // T must look at the mailbox when it is gone: it never parks.
+    config.spin = Some(u32::MAX >> 1);
+}
+
 /// Runs the cell and returns T's end.
 pub fn experiment(cell: u8) -> Status {
     const NONE: Policy = Policy::new();
     let mut config = Config { keep: &[1], ..Config::new(&NONE) };
-    config.weaken.no_lockdown = true;
-    config.weaken.no_mseal = true; // or the mailbox could not be taken away
+    let_take_mailbox(&mut config);
     config.weaken.share_handlers = cell & SHARED != 0;
     config.weaken.keep_stack = cell & STACK != 0;
     config.weaken.unblock = cell & UNBLOCKED != 0;
     config.weaken.altstack = cell & ALTSTACK != 0;
-    config.placement = Placement::Floating;
-    // T must look at the mailbox when it is gone: it never parks.
-    config.spin = Some(u32::MAX >> 1);
     match sandbox::spawn(&config, hostile, 0) {
         Ok(mut sandbox) => sandbox.wait(Some(Duration::from_secs(60))).trusted,
         Err(error) => {

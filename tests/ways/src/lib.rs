@@ -218,8 +218,9 @@ const FXSAVE_OPCODE: std::ops::Range<usize> = 6..8;
 const FXSAVE_REGISTERS: usize = 288;
 
 /// Kinds of crashes of which only some ways can tell: the kind, and the ways. Nothing runs in the sandbox any more when SIGKILL
-/// ends a task, and the kernel writes no core then.
-const ONLY: [(&str, &[usize]); 3] = [("strict", &[2]), ("outside", &[2]), ("trusted", &[2])];
+/// ends a task, and the kernel writes no core then. T has no reporter.
+const ONLY: [(&str, &[usize]); 4] =
+    [("strict", &[2]), ("outside", &[2]), ("trusted", &[1, 2]), ("trusted-outside", &[2])];
 
 /// The ways that can tell of a kind of crash.
 pub fn expected(kind: &str) -> &'static [usize] {

@@ -16,11 +16,12 @@ use ascetic::fault::record::Record;
 use ascetic_tools::dump::receive::{Limits, NotReceived, Receiver};
 use ascetic_ways::{Crash, Running, check, expected};
 
-/// The program that shows crashes.
-const GUESTS: &str = "/init";
-/// Kinds of crashes, each with its signal.
-const KINDS: [(&str, &str); 6] =
-    [("null", "11"), ("abort", "6"), ("denied", "31"), ("strict", "9"), ("overflow", "11"), ("outside", "9")];
+/// The programs that show crashes: of the architecture that is tested, and for i386, which may not be there.
+const GUESTS: [&str; 2] = ["/init", "/guests-i686"];
+/// Kinds of crashes that are shown where not all are.
+const SOME: [&str; 6] = ["null", "abort", "denied", "strict", "overflow", "outside"];
+/// Kinds that QEMU's translator does not raise.
+const REAL: [&str; 1] = ["floating"];
 /// Somebody who is not root.
 const NOBODY: u32 = 65534;
 const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
@@ -128,10 +129,21 @@ const SETTINGS: [Setting; 9] = [
 ];
 
 impl Setting {
-    /// The kinds of crashes to look at: all where nothing but the kind could make a difference.
-    fn kinds(&self, scope: usize) -> &'static [(&'static str, &'static str)] {
-        let plain = !self.chroot && self.options.is_empty();
-        if self.tracer == Tracer::Root && (scope == 0 || plain) { &KINDS } else { &KINDS[..1] }
+    /// Whether nothing but the kind of crash could make a difference.
+    fn plain(&self) -> bool {
+        self.tracer == Tracer::Root && !self.chroot && self.options.is_empty()
+    }
+
+    /// The kinds of crashes of a program to look at, each with its signal.
+    fn kinds(&self, scope: usize, program: &str) -> Result<Vec<(String, String)>> {
+        let mut all = ascetic_ways::kinds(Path::new(program))?;
+        let some: &[&str] = if self.tracer == Tracer::Root && (scope == 0 || self.plain()) { &SOME } else { &SOME[..1] };
+        let translated = fs::read_to_string("/proc/cpuinfo")?.contains("QEMU TCG");
+        all.retain(|(kind, _)| {
+            let kind = &kind.as_str();
+            some.contains(kind) || self.plain() && scope == 0 && !(translated && REAL.contains(kind))
+        });
+        Ok(all)
     }
 }
 
@@ -156,8 +168,8 @@ fn run(args: &[&str]) -> Result<String> {
         ["untraced"] => untraced(),
         ["socket"] => socket(),
         // What this program starts itself as, to be another user.
-        ["one", setting, scope] => {
-            let done = one(&SETTINGS[setting.parse::<usize>()?], scope.parse()?, None)?;
+        ["one", program, setting, scope] => {
+            let done = one(program, &SETTINGS[setting.parse::<usize>()?], scope.parse()?, None)?;
             Ok(format!("{} {} {}", done.crashes, done.dumps, done.refusals))
         }
         _ => bail!("usage: ways agree | socket | untraced"),
@@ -187,13 +199,17 @@ fn agree() -> Result<String> {
     let scopes = if yama() { &[0, 1, 2][..] } else { &[0] };
     for scope in scopes {
         set_scope(*scope)?;
-        done.add(&all(*scope)?);
+        done.add(&all(GUESTS[0], *scope)?);
     }
-    // For the cases that follow.
     set_scope(0)?;
+    let mut also = "";
+    if Path::new(GUESTS[1]).exists() {
+        done.add(&all(GUESTS[1], 0)?);
+        also = ", i386 programs under scope 0";
+    }
     let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
     let yama = if yama() { "Yama's scopes 0, 1, 2" } else { "no Yama" };
-    Ok(format!("note: {yama}: {}; {}", say(&done), names.join("; ")))
+    Ok(format!("note: {yama}{also}: {}; {}", say(&done), names.join("; ")))
 }
 
 /// Under the last scope: nobody traces, and the record needs nobody to.
@@ -203,7 +219,7 @@ fn untraced() -> Result<String> {
     }
     set_up()?;
     set_scope(3)?;
-    Ok(format!("note: Yama's scope 3: {}", say(&all(3)?)))
+    Ok(format!("note: Yama's scope 3: {}", say(&all(GUESTS[0], 3)?)))
 }
 
 /// Cores go to a socket, which is outside of every guest's root: without a request and with one.
@@ -236,19 +252,21 @@ fn received() -> Result<Done> {
     let receiver = Receiver::bind(Path::new(SOCKET))?;
     let cores = tempfile::tempdir()?;
     let settings = || SETTINGS.iter().filter(|setting| setting.tracer == Tracer::Root && setting.core);
-    let dumped = |setting: &Setting| setting.kinds(LESS).iter().filter(|(kind, _)| expected(kind).contains(&1)).count();
-    let expected: usize = settings().map(dumped).sum();
+    let mut count = 0;
+    for setting in settings() {
+        count += setting.kinds(LESS, GUESTS[0])?.iter().filter(|(kind, _)| expected(kind).contains(&1)).count();
+    }
     let mut done = Done::default();
     thread::scope(|scope| -> Result<()> {
         let receiving = scope.spawn(|| -> Result<()> {
-            for _ in 0..expected {
+            for _ in 0..count {
                 let core = receiver.receive(cores.path(), Limits::default())?;
                 ensure!(core.cut.is_none(), "{core:?}");
             }
             Ok(())
         });
         let crashed = settings().try_for_each(|setting| -> Result<()> {
-            done.add(&one(setting, LESS, Some(cores.path())).with_context(|| setting.name)?);
+            done.add(&one(GUESTS[0], setting, LESS, Some(cores.path())).with_context(|| setting.name)?);
             Ok(())
         });
         if crashed.is_err() {
@@ -308,7 +326,9 @@ fn set_up() -> Result<()> {
     }
     fs::create_dir_all(format!("{JAIL}/proc"))?;
     everybody(Path::new(JAIL))?;
-    fs::copy(GUESTS, format!("{JAIL}{GUESTS}"))?;
+    for program in GUESTS.iter().filter(|program| Path::new(program).exists()) {
+        fs::copy(program, format!("{JAIL}{program}"))?;
+    }
     let target = std::ffi::CString::new(format!("{JAIL}/proc"))?;
     let proc = c"proc".as_ptr();
     // SAFETY: the strings end in NUL; proc takes no data.
@@ -322,19 +342,20 @@ fn everybody(dir: &Path) -> Result<()> {
     Ok(fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?)
 }
 
-fn all(scope: usize) -> Result<Done> {
+fn all(program: &str, scope: usize) -> Result<Done> {
     let mut done = Done::default();
     for (i, setting) in SETTINGS.iter().enumerate() {
-        let one = if setting.tracer == Tracer::Root { one(setting, scope, None) } else { as_nobody(i, scope) };
-        done.add(&one.with_context(|| format!("{}, scope {scope}", setting.name))?);
+        let root = setting.tracer == Tracer::Root;
+        let one = if root { one(program, setting, scope, None) } else { as_nobody(program, i, scope) };
+        done.add(&one.with_context(|| format!("{program}, {}, scope {scope}", setting.name))?);
     }
     Ok(done)
 }
 
 /// Has this program look at a setting as somebody else.
-fn as_nobody(setting: usize, scope: usize) -> Result<Done> {
+fn as_nobody(program: &str, setting: usize, scope: usize) -> Result<Done> {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["one", &setting.to_string(), &scope.to_string()]).uid(NOBODY).gid(NOBODY);
+    command.args(["one", program, &setting.to_string(), &scope.to_string()]).uid(NOBODY).gid(NOBODY);
     let output = command.output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
@@ -344,12 +365,12 @@ fn as_nobody(setting: usize, scope: usize) -> Result<Done> {
 }
 
 /// Shows a setting's crashes; `cores` is where their cores are put if not where they happen.
-fn one(setting: &Setting, scope: usize, cores: Option<&Path>) -> Result<Done> {
-    let kinds = setting.kinds(scope);
+fn one(program: &str, setting: &Setting, scope: usize, cores: Option<&Path>) -> Result<Done> {
+    let kinds = setting.kinds(scope, program)?;
     let mut done = Done { crashes: kinds.len(), ..Done::default() };
-    for (kind, signal) in kinds {
-        let crash = crash(setting, kind, cores)?;
-        done.add(&judge(setting, scope, kind, signal, &crash).with_context(|| (*kind).to_owned())?);
+    for (kind, signal) in &kinds {
+        let crash = crash(program, setting, kind, cores)?;
+        done.add(&judge(setting, scope, kind, signal, &crash).with_context(|| kind.clone())?);
     }
     Ok(done)
 }
@@ -377,8 +398,8 @@ fn judge(setting: &Setting, scope: usize, kind: &str, signal: &str, crash: &Cras
     }
 }
 
-fn crash(setting: &Setting, kind: &str, cores: Option<&Path>) -> Result<Crash> {
-    let mut command = Command::new(GUESTS);
+fn crash(program: &str, setting: &Setting, kind: &str, cores: Option<&Path>) -> Result<Crash> {
+    let mut command = Command::new(program);
     command.arg("crash").arg(kind).args(setting.options);
     if setting.tracer == Tracer::Stranger {
         // SAFETY: the hook makes one system call, and another to end.

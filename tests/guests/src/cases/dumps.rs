@@ -10,7 +10,7 @@ use ascetic::sys::{self, Errno};
 use core::ffi::CStr;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32};
-use freestanding::call;
+use freestanding::{call, mechanisms};
 use freestanding::files::{Path, Scratch, path};
 
 pub const CASES: &[Case] = &[
@@ -551,21 +551,16 @@ fn trusted() {
     set(Pattern::File);
     let _scratch = Scratch::new();
     go_to(&path(""));
-    extern "C" fn waits(_: usize) -> i32 {
-        loop {
-            core::hint::spin_loop();
-        }
-    }
     for asked in [false, true] {
         let _ = remove(c"core");
         let core = Core { limit: usize::MAX, filter: None, trusted: asked };
-        let mut sandbox = spawn(&Config { core: Some(core), ..config() }, waits, 0);
-        let (t, _) = sandbox.pids();
-        // Blocked by T: what only a fault of its own, which ends it all the same, can be played by.
-        check!(sys::limit(t, sys::RLIMIT_CORE, None).is_ok_and(|[soft, _]| (soft > 0) == asked));
-        check!(sys::kill(t, SIGKILL).is_ok());
-        check!(sandbox.wait(Some(PATIENCE)).cause == sandbox::Cause::TrustedDied);
-        check!(remove(c"core") == Err(Errno::ENOENT));
+        let mut config = Config { core: Some(core), ..config() };
+        mechanisms::let_take_mailbox(&mut config);
+        let mut sandbox = spawn(&config, mechanisms::takes_mailbox, 0);
+        let outcome = sandbox.wait(Some(PATIENCE));
+        check!(outcome.cause == sandbox::Cause::TrustedDied, "{outcome:?}");
+        check!(matches!(outcome.trusted, Status::Signaled { signal: 11, core } if core == asked), "{outcome:?}");
+        check!(remove(c"core").is_ok() == asked);
     }
 }
 
@@ -630,8 +625,15 @@ fn not_dumpable() {
 }
 
 /// Kinds of crashes that are no fault of the guest's own: name, how it must end.
-const OTHERS: [(&str, i32); 6] =
-    [("strict", 9), ("outside", 9), ("trusted", 9), ("handler", 11), ("threads", 11), ("threads-many", 11)];
+const OTHERS: [(&str, i32); 7] = [
+    ("strict", 9),
+    ("outside", 9),
+    ("trusted", 11),
+    ("trusted-outside", 9),
+    ("handler", 11),
+    ("threads", 11),
+    ("threads-many", 11),
+];
 
 /// Prints what [`crash`] can show: name and signal.
 pub fn crashes() {
@@ -667,7 +669,13 @@ pub fn crash(name: &str, options: impl Iterator<Item = &'static str>) {
         "outside" => freestanding::crash::show(&base, spins, 0, |sandbox| {
             let _ = sys::kill(sandbox.pids().1, SIGKILL);
         }),
-        "trusted" => freestanding::crash::show(&base, spins, 0, |sandbox| {
+        "trusted" => {
+            let core = base.core.map(|core| Core { trusted: true, ..core });
+            let mut config = Config { core, report_denied: false, ..base };
+            mechanisms::let_take_mailbox(&mut config);
+            show(&config, mechanisms::takes_mailbox, 0)
+        }
+        "trusted-outside" => freestanding::crash::show(&base, spins, 0, |sandbox| {
             let _ = sys::kill(sandbox.pids().0, SIGKILL);
         }),
         "handler" => show(&Config { policy: &THREADS, ..base }, in_handler, 0),
