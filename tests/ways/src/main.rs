@@ -137,7 +137,8 @@ impl Setting {
     /// The kinds of crashes of a program to look at, each with its signal.
     fn kinds(&self, scope: usize, program: &str) -> Result<Vec<(String, String)>> {
         let mut all = ascetic_ways::kinds(Path::new(program))?;
-        let some: &[&str] = if self.tracer == Tracer::Root && (scope == 0 || self.plain()) { &SOME } else { &SOME[..1] };
+        let some: &[&str] =
+            if self.tracer == Tracer::Root && (scope == 0 || self.plain()) { &SOME } else { &SOME[..1] };
         let translated = fs::read_to_string("/proc/cpuinfo")?.contains("QEMU TCG");
         all.retain(|(kind, _)| {
             let kind = &kind.as_str();

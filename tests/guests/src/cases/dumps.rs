@@ -10,8 +10,8 @@ use ascetic::sys::{self, Errno};
 use core::ffi::CStr;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32};
-use freestanding::{call, mechanisms};
 use freestanding::files::{Path, Scratch, path};
+use freestanding::{call, mechanisms};
 
 pub const CASES: &[Case] = &[
     case("dump_denied_call", denied),
