@@ -5,6 +5,7 @@ use super::*;
 use ascetic::error::{Error, Finding};
 use ascetic::sys::{self, Sysno};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+use core::time::Duration;
 use freestanding::files::MMAP;
 
 pub const CASES: &[Case] =
@@ -80,15 +81,18 @@ fn io_uring(off: bool) {
     const WAKE: usize = 2;
     const NEEDS_WAKING: u32 = 1;
     let sleeps = || ring_word(0, params[14]).load(Ordering::SeqCst) & NEEDS_WAKING != 0;
-    while !sleeps() {
-        sys::yield_now();
-    }
+    // Neither takes long; and a thread that does not sleep at first needs no waking.
+    let wait = |until: &dyn Fn() -> bool| {
+        let start = sys::now();
+        while !until() && sys::now() - start < 500_000_000 {
+            sys::yield_now();
+        }
+    };
+    wait(&sleeps);
     // SAFETY: wakes it.
     check!(unsafe { freestanding::call(Sysno::io_uring_enter, [fd as usize, 0, 0, WAKE, 0, 0]) }.is_ok());
-    while sleeps() {
-        sys::yield_now();
-    }
-    let outcome = run(&config, guest, 0);
+    wait(&|| !sleeps());
+    let outcome = spawn(&config, guest, 0).wait(Some(Duration::from_secs(10)));
     drop(ring);
     let Status::Exited(opened) = outcome.guest else { return check!(false, "{outcome:?}") };
     check!(opened > 2 && i32::from(opened) != fd && sys::is_open(opened.into()), "{opened}");

@@ -19,6 +19,12 @@ fn main(args: Args) {
     match args.get(1) {
         "cases" => CASES.iter().for_each(|case| println!("{} {}", case.name, case.end)),
         "attacks" => cases::attacks::print(),
+        // A seed, how many calls, and the parts of it (`live::Feature`).
+        "live" => {
+            let number = |i: usize, default| args.get(i).parse().unwrap_or(default);
+            let all = u64::from(cases::live::Feature::ALL);
+            cases::live::fuzz(number(2, 1), number(3, 100_000), number(4, all) as u32, None);
+        }
         // The kernel runs it so, in QEMU.
         "save-core" => cases::save_core(),
         "crash" => cases::crash(args.get(2), (3..).map(|i| args.get(i))),

@@ -12,6 +12,8 @@ mod files;
 mod hostile;
 #[cfg(target_arch = "x86_64")]
 mod leaving;
+#[path = "../../../live/mod.rs"]
+pub mod live;
 mod many;
 mod mechanisms;
 mod misuse;
@@ -89,6 +91,7 @@ pub static CASES: Cases = Cases(&[
     hostile::CASES,
     #[cfg(target_arch = "x86_64")]
     leaving::CASES,
+    live::CASES,
     many::CASES,
     mechanisms::CASES,
     misuse::CASES,
