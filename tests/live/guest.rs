@@ -195,7 +195,7 @@ impl Fuzzer {
         let names =
             ["in/file", "in/other", "in/new", "in/escape", "outside", "in/../outside", "in/dir", "/in/file", "", "in"];
         let text = path(self.random.of(&names));
-        let at = self.arena + 15 * PAGE + self.random.below(8) * 256;
+        let at = self.arena + 15 * PAGE + self.random.below(8) * 256; // behind it are some bytes more
         // SAFETY: inside this thread's arena.
         unsafe { core::ptr::copy_nonoverlapping(text.as_ptr(), at as *mut u8, text.as_c().count_bytes() + 1) };
         at
@@ -246,7 +246,7 @@ impl Fuzzer {
         }
         let maps = [MMAP, Sysno::munmap, Sysno::mprotect, Sysno::mremap, Sysno::madvise, Sysno::mincore];
         if maps.iter().any(|call| is(*call)) {
-            // Mostly the last pages of this thread's arena, but for the paths.
+            // Mostly the first pages of this thread's arena.
             if !self.random.one_in(3) || !self.has(Feature::WILD) {
                 args[0] = self.arena + PAGE * self.random.below(8);
             }
@@ -285,14 +285,16 @@ impl Fuzzer {
         let mailbox = mailbox(self.k);
         let own = board().fds.load(Ordering::Relaxed);
         let bell = (own + experiment::OWN_FDS - 2 + 1 + 2 * self.k) as i32;
-        // What the pointers lead to, as U's gate would copy it; now and then something else.
+        // What the pointers lead to, as U's gate would copy it; now and then something else. Only from where the guest changes no
+        // mappings.
+        let readable = self.arena + 12 * PAGE..self.arena + 16 * PAGE - 512;
         let carried = if self.random.one_in(30) { self.own() } else { args[usize::from(args[0] as i32 == -100)] };
-        let carried = if (self.arena..self.arena + 15 * PAGE + 2048).contains(&carried) { carried } else { self.arena };
+        let carried = if readable.contains(&carried) { carried } else { readable.start };
         // SAFETY: the thread's mailbox, and its arena.
         unsafe {
             let data = (&raw mut (*mailbox).data.0).cast::<u8>();
             core::ptr::copy_nonoverlapping(carried as *const u8, data, 256);
-            if args[1].wrapping_sub(self.arena) < 16 * PAGE - 256 && args[0] != -100isize as usize {
+            if readable.contains(&args[1]) && args[0] != -100isize as usize {
                 let len = (0..256).take_while(|i| (carried as *const u8).add(*i).read() != 0).count();
                 core::ptr::copy_nonoverlapping(args[1] as *const u8, data.add(len + 1), 256);
             }

@@ -149,6 +149,8 @@ enum End {
     Fine,
     /// T was asked for something that waits: the guest was ended.
     Stalled,
+    /// By a signal of its own making.
+    Signal(i32),
 }
 
 /// A process beside the sandbox, that must not notice anything.
@@ -207,31 +209,38 @@ pub fn fuzz(seed: u64, calls: u64, features: u32, time: Option<Duration>) {
     let bystander = Bystander::new();
     let canary = core::hint::black_box([0x5au8; 4096]);
     let start = sys::now();
-    let (mut guests, mut stalled) = (0u64, 0u64);
-    let made = || {
-        board().direct.load(Ordering::Relaxed)
-            + board().scripts.load(Ordering::Relaxed)
-            + board().asked.load(Ordering::Relaxed)
-    };
+    let (mut guests, mut stalled, mut signals) = (0u64, 0u64, [0u32; 65]);
+    let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    let made = || count(&board().direct) + count(&board().asked);
     while made() < calls && time.is_none_or(|time| sys::now() - start < time.as_nanos() as u64) {
         let this = seed.wrapping_add(guests);
-        stalled += u64::from(matches!(one(this, features, &policy), End::Stalled));
+        match one(this, features, &policy) {
+            End::Fine => {}
+            End::Stalled => stalled += 1,
+            End::Signal(signal) => signals[signal as usize & 63] += 1,
+        }
         guests += 1;
         let untouched = is_as_it_was("outside", b"outside") && bystander.is_well() && canary.iter().all(|b| *b == 0x5a);
         check!(untouched, "seed {this} features {features}: somebody outside was touched");
     }
-    let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
     note!(
-        "{} calls: {} by T alone, {} by verdicts, {} requests to the broker; {guests} guests, {stalled} stalled; {} system calls of Ts looked at, {} comparisons of the vault, in {} s, from seed {seed}",
+        "{} calls: {} by T alone, {} taken to the broker, whose verdicts had T make {}; {guests} guests, {stalled} stalled; {} system calls of Ts looked at, {} comparisons of the vault, in {} s, from seed {seed}",
         made(),
         count(&board().direct),
-        count(&board().scripts),
         count(&board().asked),
+        count(&board().scripts),
         count(&board().calls),
         count(&board().compared),
         (sys::now() - start) / 1_000_000_000
     );
-    check!(count(&board().direct) > 0 && count(&board().scripts) > 0 && count(&board().compared) >= guests);
+    let mut line = freestanding::Line::new();
+    for (signal, count) in signals.iter().enumerate().filter(|(_, count)| **count > 0) {
+        use core::fmt::Write as _;
+        let _ = write!(line, " {count} by signal {signal}");
+    }
+    note!("guests ended{}", line.as_str());
+    let scripts = count(&board().scripts) > 0 || features & Feature::BROKERED == 0;
+    check!(count(&board().direct) > 0 && scripts && count(&board().compared) >= guests);
 }
 
 fn one(seed: u64, features: u32, policy: &Policy<'_>) -> End {
@@ -279,7 +288,7 @@ fn one(seed: u64, features: u32, policy: &Policy<'_>) -> End {
             break outcome;
         }
         // Some that are harmless, some that end it: of those the reporter tells. Never to a task that was reaped.
-        if features & Feature::SIGNALS != 0 && random.one_in(20) && sandbox.tasks().eq(ts.into_iter().zip(us)) {
+        if features & Feature::SIGNALS != 0 && random.one_in(400) && sandbox.tasks().eq(ts.into_iter().zip(us)) {
             let signal =
                 if random.one_in(20) { random.of(&[4, 5, 6, 7, 8, 11, 31]) } else { random.of(&[17, 23, 28, 64]) };
             let _ = sys::kill(random.of(&us), signal);
@@ -312,5 +321,9 @@ fn one(seed: u64, features: u32, policy: &Policy<'_>) -> End {
     let well = outcome.left == 0 && outcome.trusted.is_signal(9) && outcome.cause != Cause::TrustedDied;
     check!(allowed && well, "seed {seed} features {features}: {outcome:?}");
     let _ = Errno::EPERM;
-    if stalled { End::Stalled } else { End::Fine }
+    match outcome.guest {
+        _ if stalled => End::Stalled,
+        Status::Signaled { signal, .. } if outcome.cause == Cause::Guest => End::Signal(signal),
+        _ => End::Fine,
+    }
 }

@@ -101,7 +101,8 @@ impl Place {
         let outside = |list: &[usize]| list.iter().all(|at| !self.in_vault(*at));
         let free = |at: usize, len: usize| !self.meets_own(at, len);
         let fits = match Sysno::new(nr as usize) {
-            Some(Sysno::munmap | Sysno::mincore | Sysno::msync | Sysno::madvise) => free(a, b) && outside(&[c]),
+            Some(Sysno::munmap | Sysno::msync | Sysno::madvise) => free(a, b),
+            Some(Sysno::mincore) => free(a, b) && outside(&[c]),
             Some(Sysno::mprotect) => free(a, b) && c & 4 == 0,
             Some(Sysno::mremap) => free(a, b) && (d & 6 == 0 || free(e, c)),
             Some(call) if call as u32 == MMAP as u32 => {
@@ -133,14 +134,19 @@ impl Place {
             Some(Sysno::statx) => (!self.own_fd(a) || a == first + self.made) && in_data(b) && outside(&[e]),
             Some(Sysno::faccessat2) => (!self.own_fd(a) || a == first + self.made) && in_data(b),
             Some(Sysno::readlinkat) => (!self.own_fd(a) || a == first + self.made) && in_data(b) && outside(&[c]),
-            // F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC.
-            Some(Sysno::fcntl) => !self.own_fd(a) && matches!(b, 0..=3 | 1030),
+            Some(Sysno::fcntl) => !self.own_fd(a) && asks_only(b) && outside(&[c]),
             #[cfg(target_arch = "x86")]
-            Some(Sysno::fcntl64) => !self.own_fd(a) && matches!(b, 0..=3 | 1030),
+            Some(Sysno::fcntl64) => !self.own_fd(a) && asks_only(b) && outside(&[c]),
             _ => false,
         };
         if fits { Kind::Script } else { Kind::Forbidden }
     }
+}
+
+/// Whether an operation of `fcntl` changes no more than the descriptor itself: DUPFD, GETFD, SETFD, GETFL, GETLK in its forms,
+/// DUPFD_CLOEXEC, GETPIPE_SZ, GET_SEALS. Not those that aim signals, lock, or change what others share.
+fn asks_only(operation: usize) -> bool {
+    matches!(operation, 0..=3 | 5 | 12 | 36 | 1030 | 1032 | 1034)
 }
 
 /// Whether a file is opened as it must be: beneath a root, across no mount, by no magic link. The structure is in the vault, so
