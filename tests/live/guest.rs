@@ -167,7 +167,7 @@ impl Fuzzer {
             0..=3 => self.file,
             4 => own + r.below(20),
             5 => r.below(200),
-            6 => (r.next() as usize) << 32_u32.min(usize::BITS - 1) | own + r.below(20),
+            6 => ((r.next() as usize) << 32_u32.min(usize::BITS - 1)) | (own + r.below(20)),
             _ => (r.below(9) as isize - 110) as usize,
         }
     }
@@ -389,9 +389,9 @@ pub extern "C" fn run(file: usize) -> i32 {
     put(&board.fds, experiment::first_own_fd() as usize);
     FILE.store(file, Ordering::SeqCst);
     static WORDS: [AtomicU32; PAIRS] = [const { AtomicU32::new(1) }; PAIRS];
-    for k in 1..PAIRS {
+    for (k, word) in WORDS.iter().enumerate().skip(1) {
         // SAFETY: the stacks are the threads' for good.
-        let born = unsafe { untrusted::thread::spawn(works, k, threads::stack(k), WORDS[k].as_ptr().addr()) };
+        let born = unsafe { untrusted::thread::spawn(works, k, threads::stack(k), word.as_ptr().addr()) };
         check!(born.is_ok(), "{born:?}");
     }
     board.ready.store(1, Ordering::SeqCst);
