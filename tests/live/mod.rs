@@ -247,6 +247,8 @@ fn off() {
     }
 }
 
+/// When guests are ended: the time of the run is over.
+static UNTIL: AtomicU64 = AtomicU64::new(u64::MAX);
 /// The observer does not mind calls that T must not make: to see what becomes of them.
 static IGNORE_CALLS: AtomicBool = AtomicBool::new(false);
 
@@ -259,10 +261,12 @@ pub fn fuzz(seed: u64, calls: u64, features: u32, time: Option<Duration>) {
     let bystander = Bystander::new();
     let canary = core::hint::black_box([0x5au8; 4096]);
     let start = sys::now();
+    let until = time.map_or(u64::MAX, |time| start + time.as_nanos() as u64);
+    UNTIL.store(until, Ordering::Relaxed);
     let (mut guests, mut stalled, mut signals) = (0u64, 0u64, [0u32; 65]);
     let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let made = || count(&board().direct) + count(&board().asked);
-    while made() < calls && time.is_none_or(|time| sys::now() - start < time.as_nanos() as u64) {
+    while made() < calls && sys::now() < until {
         let this = seed.wrapping_add(guests);
         match one(this, features, &policy, Weaken::default()) {
             End::Fine => {}
@@ -351,6 +355,9 @@ fn one(seed: u64, features: u32, policy: &Policy<'_>, weaken: Weaken) -> End {
             (seen, at) = (first, now);
         }
         stalled = now - at > STALL;
+        if now > UNTIL.load(Ordering::Relaxed) {
+            break sandbox.kill();
+        }
         if stalled || board.done.load(Ordering::SeqCst) != 0 || board.found.load(Ordering::SeqCst) != 0 {
             break sandbox.kill();
         }

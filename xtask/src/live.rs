@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -54,7 +55,9 @@ pub fn run(options: &Options) -> Result<bool> {
         let (good, said) = one(&programs, seed, calls, options.features)?;
         print!("{said}");
         if !good {
-            return minimise(&programs, options.arch, &said).map(|()| false);
+            let folder = cache().join("live");
+            println!("{}", minimise(&programs, &folder, &said)?);
+            return Ok(false);
         }
         (made, piece) = (made + calls, piece + 1);
     }
@@ -93,8 +96,9 @@ fn number(said: &str, word: &str) -> Option<u64> {
     words.nth(1)?.trim_end_matches(':').parse().ok()
 }
 
-/// Leaves out one part after the other for as long as it still fails, and keeps what is left.
-fn minimise(programs: &Programs, arch: Arch, said: &str) -> Result<()> {
+/// Leaves out one part after the other for as long as it still fails, and keeps what is left in `folder`. How to see it again.
+fn minimise(programs: &Programs, folder: &Path, said: &str) -> Result<String> {
+    let arch = programs.arch;
     let seed = number(said, "seed").context("a failure without a seed")?;
     let mut features = number(said, "features").map_or(ALL, |features| features as u32);
     let mut last = said.to_owned();
@@ -108,11 +112,33 @@ fn minimise(programs: &Programs, arch: Arch, said: &str) -> Result<()> {
             }
         }
     }
-    let folder = cache().join("live");
-    fs::create_dir_all(&folder)?;
+    fs::create_dir_all(folder)?;
     let file = folder.join(format!("{arch}-{seed}"));
     let again = format!("cargo xtask live --arch {arch} --seed {seed} --features {features}");
     fs::write(&file, format!("{again}\n\n{last}"))?;
-    println!("found something; again, as far as the scheduler does the same: {again}\nkept in {}", file.display());
-    Ok(())
+    Ok(format!("found something; again, as far as the scheduler does the same: {again}\nkept in {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_failure_is_made_as_small_as_it_can_be_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let guests = dir.path().join("guests");
+        // Fails with two parts on, whatever else is.
+        let text = "#!/bin/sh\n[ $(($4 & 9)) = 9 ] || exit 0\necho \"seed $2 features $4: Call\"\nexit 1\n";
+        fs::write(&guests, text).unwrap();
+        fs::set_permissions(&guests, fs::Permissions::from_mode(0o755)).unwrap();
+        let programs = Programs { arch: Arch::X86_64, demo: guests.clone(), guests };
+        let (good, said) = one(&programs, 7, 100, ALL).unwrap();
+        assert!(!good && said == "seed 7 features 63: Call\n", "{said}");
+        let again = minimise(&programs, dir.path(), &said).unwrap();
+        assert!(again.contains("--arch x86_64 --seed 7 --features 9\n"), "{again}");
+        let kept = fs::read_to_string(dir.path().join("x86_64-7")).unwrap();
+        assert!(kept.ends_with("seed 7 features 9: Call\n"), "{kept}");
+        assert!(one(&programs, 7, 100, ALL & !8).unwrap().0);
+    }
 }
