@@ -104,8 +104,15 @@ fn shared<'a>() -> &'a [AtomicU32; 1024] {
     unsafe { &*(SHARED.load(Ordering::Relaxed) as *const [AtomicU32; 1024]) }
 }
 
-/// Runs a guest that registers something for T's end, after which the first word of the shared memory tells whether the kernel
-/// wrote there.
+/// What the guest has the kernel write to at T's end. It is in shared memory: the guest may be gone by then.
+fn word<'a>() -> &'a AtomicU32 {
+    &shared()[0]
+}
+
+/// What the word holds before.
+const BEFORE: u32 = 0x1234;
+
+/// Runs a guest that registers something for T's end: does the kernel write there?
 fn at_the_end(off: bool, guest: extern "C" fn(usize) -> i32) {
     let fd = sys::memfd(c"words", PAGE, false).unwrap();
     let at = sys::map_shared(PAGE, sys::PROT_READ | sys::PROT_WRITE, fd).unwrap();
@@ -113,22 +120,22 @@ fn at_the_end(off: bool, guest: extern "C" fn(usize) -> i32) {
     let share = [(at, PAGE)];
     let mut config = Config { share: &share, ..config() };
     config.weaken.any_call = off;
+    word().store(BEFORE, Ordering::SeqCst);
     let mut sandbox = spawn(&config, guest, 0);
-    // A list of robust futexes is walked for the words that name the task that ends.
-    shared()[1].store(sandbox.pids().0, Ordering::SeqCst);
-    // The guest outlives its T: nobody writes where no address space is left.
+    // Of a list of robust futexes those count that name the task that ends.
+    let t = sandbox.pids().0;
+    shared()[1].store(t, Ordering::SeqCst);
     let outcome = sandbox.wait(Some(Duration::from_secs(20)));
     if outcome.guest == Status::Exited(MISSING) {
         skip("this kernel has no such call");
     }
-    let word = shared()[0].load(Ordering::SeqCst);
-    check!((word == 1) == off, "{word}: {outcome:?}");
+    let left = word().load(Ordering::SeqCst);
+    check!((left != BEFORE && left != t) == off, "{left:#x}: {outcome:?}");
     check!(off || outcome.guest == Status::Exited(REFUSED), "{outcome:?}");
 }
 
-/// Ends T, by a call that only a T makes that makes any, and says what became of a word.
-fn end_t(written: impl Fn() -> bool) -> i32 {
-    shared()[0].store(2, Ordering::SeqCst);
+/// Ends T, by a call that only a T makes that makes any, and stays until it is killed for that.
+fn end_t() -> ! {
     let mailbox = experiment::mailbox().0 as *mut ascetic::abi::Mailbox;
     // SAFETY: the guest's own mailbox and doorbell. T does not answer.
     unsafe {
@@ -139,31 +146,29 @@ fn end_t(written: impl Fn() -> bool) -> i32 {
     }
     let _ = sys::write(experiment::doorbells().0, &1u64.to_ne_bytes());
     loop {
-        if written() {
-            shared()[0].store(1, Ordering::SeqCst);
-        }
+        core::hint::spin_loop();
     }
 }
 
 extern "C" fn robust_list(_: usize) -> i32 {
-    const WAITERS_AND_DIED: u32 = 0xc000_0000;
-    /// `struct robust_list_head`, and one entry of it.
+    /// `struct robust_list_head`: the first entry, where from an entry its word is, the entry that is under way; and an entry.
     static LIST: [AtomicUsize; 5] = [const { AtomicUsize::new(0) }; 5];
-    static WORD: AtomicU32 = AtomicU32::new(0);
-    while shared()[1].load(Ordering::SeqCst) == 0 {
-        core::hint::spin_loop();
-    }
+    let t = loop {
+        match shared()[1].load(Ordering::SeqCst) {
+            0 => core::hint::spin_loop(),
+            t => break t,
+        }
+    };
     let entry = LIST[4].as_ptr().addr();
     LIST[0].store(entry, Ordering::SeqCst);
-    LIST[1].store(WORD.as_ptr().addr().wrapping_sub(entry), Ordering::SeqCst);
+    LIST[1].store(word().as_ptr().addr().wrapping_sub(entry), Ordering::SeqCst);
     LIST[4].store(LIST[0].as_ptr().addr(), Ordering::SeqCst);
-    WORD.store(shared()[1].load(Ordering::SeqCst), Ordering::SeqCst);
     ask(Sysno::set_robust_list, [LIST[0].as_ptr().addr(), 3 * size_of::<usize>(), 0, 0, 0, 0]);
-    end_t(|| WORD.load(Ordering::SeqCst) & WAITERS_AND_DIED != 0)
+    word().store(t, Ordering::SeqCst);
+    end_t()
 }
 
 extern "C" fn clear_tid(_: usize) -> i32 {
-    static WORD: AtomicU32 = AtomicU32::new(5);
-    ask(Sysno::set_tid_address, [WORD.as_ptr().addr(), 0, 0, 0, 0, 0]);
-    end_t(|| WORD.load(Ordering::SeqCst) == 0)
+    ask(Sysno::set_tid_address, [word().as_ptr().addr(), 0, 0, 0, 0, 0]);
+    end_t()
 }
