@@ -1,7 +1,8 @@
 //! Defences to leave out, one by one, so that tests can show what each is worth. Only with the feature `experiments`.
 
 use crate::abi::{
-    Mailbox, OpenHow, STEP_FIRST, STEP_KEEP, STEP_REPLY, STEP_SAVE, STEP_SERVE, STEP_STOP, Step, VaultPage, Verdict,
+    Mailbox, OpenHow, ROW_ALLOW, ROW_TOKEN, STEP_FIRST, STEP_KEEP, STEP_REPLY, STEP_SAVE, STEP_SERVE, STEP_STOP, Step,
+    VaultPage, Verdict,
 };
 use crate::birth;
 use crate::broker::decide::{Change, O_DIRECTORY, O_PATH};
@@ -43,6 +44,10 @@ pub struct Weaken {
     pub no_audit: bool,
     /// T and U do not follow the supervisor into death.
     pub no_follow: bool,
+    /// T makes any call: neither the allow list nor the policy counts. Arguments are still checked against the vault.
+    pub any_call: bool,
+    /// T keeps the floating-point state, the flags and the stack pointer that it was cloned with.
+    pub unclean: bool,
 }
 
 /// T's stacks in experiments: the lowest quarter of the guest's stack, and the next.
@@ -64,6 +69,10 @@ impl Weaken {
         }
         if self.no_fd_check {
             vault.fd_len = 0;
+        }
+        if self.any_call {
+            let refused = |row: &&mut u32| **row & (ROW_ALLOW | ROW_TOKEN) == 0;
+            vault.table.iter_mut().filter(refused).for_each(|row| *row = ROW_ALLOW);
         }
         if self.unblock {
             page.mask = SigSet::EMPTY;
@@ -90,7 +99,11 @@ impl Weaken {
         let keep = (Entry::Unpoisoned, stacks(&plan.layout).1);
         Plan {
             clone_flags: if self.share_handlers { share } else { plan.clone_flags },
-            trusted: if self.keep_stack { keep } else { plan.trusted },
+            trusted: match (self.keep_stack, self.unclean) {
+                (true, _) => keep,
+                (_, true) => (Entry::Untrusted, plan.trusted.1), // behind all that cleans
+                _ => plan.trusted,
+            },
             audit: !self.no_audit && (!self.no_seal || self.audit_anyway),
             mseal: !self.no_mseal && !self.no_seal,
             vault_writable: self.no_seal,

@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 mod apt;
+mod attacks;
 mod audit;
 mod bench;
 mod capi;
@@ -12,6 +13,7 @@ mod host;
 mod i686;
 mod initramfs;
 mod kernels;
+mod live;
 mod qemu;
 mod readers;
 mod symbols;
@@ -45,6 +47,10 @@ enum Task {
     },
     /// Runs all tests, and sets up what they need
     Test(test::Options),
+    /// Runs each known attack with its defence on and off, and prints what became of it
+    Attacks(attacks::Options),
+    /// Plays random guests against a real sandbox, and looks at all that it does
+    Live(live::Options),
     /// Measures calls, spawns and faults beside what others do, and draws a plot
     Bench {
         /// Some seconds instead of half a minute, and less exact
@@ -87,6 +93,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo { json, arch } => demo::run(arch, json),
         Task::Test(options) => test::run(&options),
+        Task::Attacks(options) => attacks::run(&options),
+        Task::Live(options) => live::run(&options),
         Task::Bench { quick } => bench::run(&root(), quick).map(|()| true),
         Task::Audit { verbose } => audit::run(verbose),
         Task::Header => capi::write_header().map(|()| true),

@@ -1,5 +1,5 @@
 //! The test cases: `guests cases` lists them with the end that each must have, `guests run NAME` runs one, `guests long NAME`
-//! without a bound in time, `guests crash KIND [OPTION]...` shows a crash to whoever takes dumps (`guests crashes` lists the kinds). As PID 1 it runs them all, for QEMU.
+//! without a bound in time, `guests attacks` lists the attacks, `guests crash KIND [OPTION]...` shows a crash to whoever takes dumps (`guests crashes` lists the kinds). As PID 1 it runs them all, for QEMU.
 
 #![no_std]
 #![no_main]
@@ -18,6 +18,13 @@ fn main(args: Args) {
     }
     match args.get(1) {
         "cases" => CASES.iter().for_each(|case| println!("{} {}", case.name, case.end)),
+        "attacks" => cases::attacks::print(),
+        // A seed, how many calls, and the parts of it (`live::Feature`).
+        "live" => {
+            let number = |i: usize, default| args.get(i).parse().unwrap_or(default);
+            let all = u64::from(cases::live::Feature::ALL);
+            cases::live::fuzz(number(2, 1), number(3, 100_000), number(4, all) as u32, None);
+        }
         // The kernel runs it so, in QEMU.
         "save-core" => cases::save_core(),
         "crash" => cases::crash(args.get(2), (3..).map(|i| args.get(i))),

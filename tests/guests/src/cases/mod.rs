@@ -1,5 +1,7 @@
 //! The cases. One file per subject; [`CASES`] is all of them, with the exact end of each.
 
+#[path = "../../../attacks/mod.rs"]
+pub mod attacks;
 mod births;
 mod calls;
 mod debug;
@@ -10,6 +12,8 @@ mod files;
 mod hostile;
 #[cfg(target_arch = "x86_64")]
 mod leaving;
+#[path = "../../../live/mod.rs"]
+pub mod live;
 mod many;
 mod mechanisms;
 mod misuse;
@@ -87,6 +91,7 @@ pub static CASES: Cases = Cases(&[
     hostile::CASES,
     #[cfg(target_arch = "x86_64")]
     leaving::CASES,
+    live::CASES,
     many::CASES,
     mechanisms::CASES,
     misuse::CASES,
@@ -103,8 +108,30 @@ pub static CASES: Cases = Cases(&[
 impl Cases {
     /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = &'static Case> + '_ {
-        self.0.iter().flat_map(|list| list.iter())
+        let (first, last) = self.0.split_at(self.0.len() - LAST);
+        first.iter().chain(attacks::CASES).chain(last).flat_map(|list| list.iter())
     }
+
+    /// Those that a filter chooses: by a part of their names, or with [`ATTACKS`] those of the table of attacks.
+    pub fn chosen<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'static Case> + 'a {
+        let chosen = move |case: &&Case| match filter {
+            ATTACKS => {
+                attacks::ATTACKS.iter().any(|attack| attack.exists() && attack.cases().any(|name| name == case.name))
+            }
+            _ => case.name.contains(filter),
+        };
+        self.iter().filter(chosen)
+    }
+}
+
+/// How many of the lists of [`CASES`] come after the attacks: the last, which leave a machine where nobody may trace.
+const LAST: usize = 2;
+/// The filter that chooses the cases of the table of attacks.
+const ATTACKS: &str = "@attacks";
+
+/// Whether there is a case of this name.
+pub fn is_case(name: &str) -> bool {
+    CASES.iter().any(|case| case.name == name)
 }
 
 /// A policy with a few harmless calls.
