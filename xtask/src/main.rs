@@ -12,6 +12,7 @@ mod guests;
 mod host;
 mod i686;
 mod initramfs;
+mod inject;
 mod kernels;
 mod live;
 mod qemu;
@@ -51,6 +52,8 @@ enum Task {
     Attacks(attacks::Options),
     /// Plays random guests against a real sandbox, and looks at all that it does
     Live(live::Options),
+    /// Has each system call of a sandbox's life fail in turn, and looks that nothing hangs or is left
+    Inject(inject::Options),
     /// Measures calls, spawns and faults beside what others do, and draws a plot
     Bench {
         /// Some seconds instead of half a minute, and less exact
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Attacks(options) => attacks::run(&options),
         Task::Live(options) => live::run(&options),
+        Task::Inject(options) => inject::run(&options),
         Task::Bench { quick } => bench::run(&root(), quick).map(|()| true),
         Task::Audit { verbose } => audit::run(verbose),
         Task::Header => capi::write_header().map(|()| true),

@@ -1,5 +1,7 @@
 //! The test cases: `guests cases` lists them with the end that each must have, `guests run NAME` runs one, `guests long NAME`
-//! without a bound in time, `guests attacks` lists the attacks, `guests crash KIND [OPTION]...` shows a crash to whoever takes dumps (`guests crashes` lists the kinds). As PID 1 it runs them all, for QEMU.
+//! without a bound in time, `guests attacks` lists the attacks, `guests crash KIND [OPTION]...` shows a crash to whoever takes
+//! dumps (`guests crashes` lists the kinds), `guests injected` lives a sandbox's life for whoever has calls fail. As PID 1 it
+//! runs them all, for QEMU.
 
 #![no_std]
 #![no_main]
@@ -29,6 +31,7 @@ fn main(args: Args) {
         "save-core" => cases::save_core(),
         "crash" => cases::crash(args.get(2), (3..).map(|i| args.get(i))),
         "crashes" => cases::crashes(),
+        "injected" => cases::injected(),
         how @ ("run" | "long") => match CASES.iter().find(|case| case.name == args.get(2)) {
             Some(case) => {
                 if how == "long" {

@@ -223,7 +223,7 @@ fn forged_asks(off: bool) {
         }
     }
     let (read, write) = sys::pipe().unwrap();
-    ARG.store(if emulated() { 500 } else { 10_000 }, Ordering::SeqCst);
+    ARG.store(if emulated() { 500 } else { 3_000 }, Ordering::SeqCst);
     BELIEVE_ASKS.store(off, Ordering::Relaxed);
     let keep = [1, 2, write];
     let placement = sandbox::Placement::Floating;

@@ -10,6 +10,7 @@ mod enter;
 mod faults;
 mod files;
 mod hostile;
+mod injected;
 #[cfg(target_arch = "x86_64")]
 mod leaving;
 #[path = "../../../live/mod.rs"]
@@ -180,6 +181,7 @@ pub fn emulated() -> bool {
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub use dumps::{crash, crashes, save as save_core};
+pub use injected::run as injected;
 pub use misuse::{end_children, has_children};
 
 /// Starts a guest; a failure to do so fails the case.
