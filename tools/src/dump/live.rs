@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ascetic::fault::classify::Class;
 use ascetic::fault::record::{Arch, CODE_AROUND, NEAR, STACK_MAX, THREAD_STACK_MAX};
@@ -81,6 +81,8 @@ pub struct Tracer {
     exiting: BTreeSet<u32>,
     /// How long memory may take to be read, and files.
     patience: Duration,
+    /// A reading was not done in time, and still goes on.
+    late: bool,
 }
 
 /// A signal, and the registers that it met.
@@ -239,7 +241,9 @@ impl Tracer {
         self.tasks.insert(pid, role);
     }
 
-    /// Follows the tasks until all have ended. When one crashes, `look` is given what there was to see while the tasks stood
+    /// Follows the tasks until all have ended, or something could not be read in time. Who then still reads may keep the tasks
+    /// from changing their memory, which they do when they end (`mmap_lock`, `access_remote_vm` in mm/memory.c): this process
+    /// should exit, which ends that and the tracing. When one crashes, `look` is given what there was to see while the tasks stood
     /// still: once, at the end if only then it is clear that it was a crash. `begin` and `end` are called around each time that
     /// tasks stand still.
     ///
@@ -277,6 +281,9 @@ impl Tracer {
                     look(&dump);
                 }
                 None => {}
+            }
+            if self.late {
+                break;
             }
         }
         if let Some(dump) = killed.filter(|_| !done) {
@@ -376,6 +383,7 @@ impl Tracer {
             Dump::new(arch, Way::Ptrace)
         });
         dump.add_facts(&facts);
+        self.late |= !late.is_empty();
         dump.missing.extend(late);
         if threads.first().is_none_or(|(first, ..)| *first != pid) {
             let role = self.tasks.get(&pid).copied().unwrap_or(Role::Guest);
@@ -387,10 +395,10 @@ impl Tracer {
         }
         // What the address of the fault leads to is of interest, too.
         dump.exception = Some(exception.clone());
-        if let Ok(memory) = File::open(format!("/proc/{pid}/mem")) {
-            for at in dump.pointers() {
-                copy(&mut dump, &memory, at.saturating_sub(NEAR[0] as u64), NEAR[0] + NEAR[1]);
-            }
+        let ranges = dump.pointers().into_iter().map(|at| (at.saturating_sub(NEAR[0] as u64), NEAR[0] + NEAR[1]));
+        if !read_within(self.patience, &mut dump, pid, ranges.collect()) {
+            dump.missing.push(format!("memory that registers lead to: not read in {:?}", self.patience));
+            self.late = true;
         }
         dump.add_tasks(&facts, "it did not stop in time");
         let class = if exception.denied.is_some() { Class::DeniedCall } else { classified(&dump, exception) };
@@ -481,6 +489,29 @@ fn within<T: Send + 'static>(patience: Duration, what: impl FnOnce() -> T + Send
         let _ = done.send(what());
     });
     is_done.recv_timeout(patience).ok()
+}
+
+/// Adds ranges of a task's memory (from, length) to a dump, as far as they can be read in time; whether all could. As [`within`],
+/// but what was read before the time was up is kept.
+fn read_within(patience: Duration, dump: &mut Dump, pid: u32, ranges: Vec<(u64, usize)>) -> bool {
+    let (send, pieces) = mpsc::channel();
+    let arch = dump.arch;
+    thread::spawn(move || {
+        let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { return };
+        for (from, len) in ranges {
+            let mut piece = Dump::new(arch, Way::Ptrace);
+            copy(&mut piece, &memory, from, len);
+            // Who has lost patience does not hear it.
+            let _ = send.send(piece.memory);
+        }
+    });
+    let until = Instant::now() + patience;
+    loop {
+        match pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(memory) => memory.iter().for_each(|piece| dump.add_memory(piece.address, &piece.bytes)),
+            Err(end) => return end == mpsc::RecvTimeoutError::Disconnected,
+        }
+    }
 }
 
 /// The memory that registers lead to, of a task that crashed and others.
