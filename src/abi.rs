@@ -180,6 +180,8 @@ pub const STEP_CLONE_U: u32 = 1 << 14;
 /// [`Step::flags`]: an error ends the script, and T asks again, at [`Verdict::ask`]; the next verdict goes on with the same
 /// request.
 pub const STEP_TELL: u32 = 1 << 15;
+/// [`Step::flags`]: where the task would end because of the result, it goes on with the step before.
+pub const STEP_AGAIN: u32 = 1 << 16;
 
 /// [`Step::nr`] of the end of T's birth script: T begins to serve.
 pub const STEP_SERVE: u32 = u32::MAX;
@@ -359,6 +361,8 @@ pub struct SetupReport {
     pub u: u32,
     /// The [`SetupStage`](crate::error::SetupStage) that failed, 0 if none did.
     pub stage: u32,
+    /// The number of the call that failed.
+    pub call: u32,
     /// The kernel's `errno`.
     pub errno: u32,
     /// The descriptor that was at fault.

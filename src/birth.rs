@@ -4,7 +4,9 @@
 //! exists. The first pair's tasks are made by the set-up task, every other pair's T by the T of the thread that creates it,
 //! and its U by its own T. Those announce themselves before they do anything else: whoever did not runs no guest code.
 
-use crate::abi::{Mailbox, STEP_CHECK, STEP_CLONE_U, STEP_MUST, STEP_SERVE, Step, UserDesc, Vault, VaultPage, Verdict};
+use crate::abi::{
+    Mailbox, STEP_AGAIN, STEP_CHECK, STEP_CLONE_U, STEP_MUST, STEP_SERVE, Step, UserDesc, Vault, VaultPage, Verdict,
+};
 use crate::arch::{self, Frame};
 use crate::clone;
 use crate::pair::Layout;
@@ -108,6 +110,19 @@ impl<'a> Script<'a> {
         self.push(call as u32, widen(args), None);
     }
 
+    /// What a new task says of itself. Until it has, nobody knows its process id, so nobody would see it end: if it cannot (the
+    /// kernel has no memory for the message) it tries again, for as long as its supervisor lives.
+    fn announce(&mut self, born: [usize; 3], supervisor: u32) {
+        self.must(Sysno::getppid, [], supervisor as usize);
+        self.id += 1;
+        let flags = STEP_CHECK | STEP_AGAIN;
+        #[cfg(feature = "experiments")]
+        let silent = crate::experiment::SILENT_BIRTHS.load(core::sync::atomic::Ordering::Relaxed);
+        #[cfg(feature = "experiments")]
+        let flags = if silent { STEP_CHECK } else { flags };
+        self.flagged(Sysno::write as u32, widen(born), flags, 8);
+    }
+
     /// What both do first: die with the supervisor, and make sure that it still lives.
     fn follow(&mut self, supervisor: u32) {
         self.must(Sysno::prctl, [sys::PR_SET_PDEATHSIG, signal::SIGKILL as usize], 0);
@@ -156,7 +171,7 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
 
     let mut t = Script::new(&mut page.t, zeros);
     if thread.is_some() {
-        t.must(Sysno::write, born(BORN_T), 8);
+        t.announce(born(BORN_T), supervisor);
     }
     t.follow(supervisor);
     t.must(Sysno::rt_sigprocmask, mask, 0);
@@ -189,7 +204,7 @@ pub fn write(page: &mut Verdict, k: usize, common: &Common, thread: Option<&Thre
     // What is blocked and must be handled ends U instead (`force_sig_info_to_task`, kernel/signal.c).
     u.must(Sysno::rt_sigprocmask, mask, 0);
     if thread.is_some() {
-        u.must(Sysno::write, born(BORN_U), 8);
+        u.announce(born(BORN_U), supervisor);
     }
     u.follow(supervisor);
     u.must(Sysno::sigaltstack, [at + offset_of!(Verdict, altstack)], 0);

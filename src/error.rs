@@ -2,7 +2,7 @@
 
 use crate::abi::NAME_MAX;
 use crate::signal;
-use crate::sys::{Errno, Sysno};
+use crate::sys::{Errno, Failed, Sysno};
 use core::fmt;
 
 /// Who has to change something.
@@ -94,6 +94,8 @@ pub enum Error {
     Setup {
         /// Which.
         stage: SetupStage,
+        /// The call; `None` if it is one that [`Sysno`] has no name for: `mseal`.
+        call: Option<Sysno>,
         /// What the kernel said.
         errno: Errno,
     },
@@ -184,7 +186,10 @@ impl fmt::Display for Error {
                 write!(f, "a core of {limit} bytes is asked for, and the hard limit (RLIMIT_CORE) is {hard}")
             }
             Self::Supervisor { call, errno } => write!(f, "{}: {errno}", call.name()),
-            Self::Setup { stage, errno } => write!(f, "set-up, {}: {errno}", stage.describe()),
+            Self::Setup { stage, call: Some(call), errno } => {
+                write!(f, "set-up, {}: {}: {errno}", stage.describe(), call.name())
+            }
+            Self::Setup { stage, call: None, errno } => write!(f, "set-up, {}: {errno}", stage.describe()),
             Self::Birth { task, call, errno } => write!(f, "birth of the {task}, {}: {errno}", call.name()),
             Self::Died { task, status } => write!(f, "the {task} ended before guest code ran: {status}"),
         }
@@ -192,6 +197,12 @@ impl fmt::Display for Error {
 }
 
 impl core::error::Error for Error {}
+
+impl From<Failed> for Error {
+    fn from(Failed(call, errno): Failed) -> Self {
+        Self::Supervisor { call, errno }
+    }
+}
 
 /// What the entry audit refuses.
 #[repr(u32)]

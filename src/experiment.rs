@@ -182,6 +182,8 @@ pub static MISS_KICKS: AtomicBool = AtomicBool::new(false);
 pub static LINGER: AtomicU32 = AtomicU32::new(0);
 /// A signal that comes meanwhile waits for the next look.
 pub static LATE_KICKS: AtomicBool = AtomicBool::new(false);
+/// A new task that cannot say that it is there does not try again.
+pub static SILENT_BIRTHS: AtomicBool = AtomicBool::new(false);
 /// No new thread waits for the end of one that ends.
 pub static NO_WAITS_FOR_ROOM: AtomicBool = AtomicBool::new(false);
 /// A signal that waits for the thread when it is kicked next; 0 for none.

@@ -19,7 +19,7 @@ use crate::make::{self, Fd, Made, Start, VaultView, View};
 use crate::policy::{Policy, ROOTS};
 use crate::setup;
 use crate::signal::{self, SIGKILL, SigSet};
-use crate::sys::{self, CpuSet, Errno, PollFd, Sysno};
+use crate::sys::{self, CpuSet, Errno, Failed, PollFd, Sysno};
 use crate::task::Task;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -157,7 +157,9 @@ pub fn enter(config: &Config<'_>) -> Result<(), Error> {
     match crate::audit::threads() {
         Ok(1) => {}
         Ok(threads) => return Err(Error::MultiThreaded { threads }),
-        Err(errno) => return Err(Error::Setup { stage: SetupStage::Proc, errno }),
+        Err(Failed(call, errno)) => {
+            return Err(Error::Setup { stage: SetupStage::Proc, call: Some(call), errno });
+        }
     }
     let mut call = Enter { config, context: Context::default(), result: Ok(()) };
     arch::save_control_words(&mut call.context);
@@ -283,10 +285,13 @@ fn await_birth<'a>(config: &Config<'a>, made: Made, set_up: u32) -> Result<Sandb
             return Err(Error::Found { finding: Finding::from_raw(report.errno), fd: report.fd, name });
         }
         (_, Some(SetupStage::Keep)) => return Err(Error::ClosedDescriptor { fd: report.fd }),
-        (_, Some(stage)) => return Err(Error::Setup { stage, errno }),
+        (_, Some(stage)) => {
+            let call = if stage == SetupStage::Seal { None } else { Sysno::new(report.call as usize) };
+            return Err(Error::Setup { stage, call, errno });
+        }
         (Status::Exited(code), None) if i32::from(code) > setup::NO_MAILBOX => {
             let errno = Errno::new(i32::from(code) - setup::NO_MAILBOX);
-            return Err(Error::Setup { stage: SetupStage::Vault, errno });
+            return Err(Error::Setup { stage: SetupStage::Vault, call: Some(Sysno::mmap), errno });
         }
         (status, None) => return Err(Error::Died { task: "set-up task", status }),
     }

@@ -12,7 +12,7 @@ use crate::error::SetupStage;
 use crate::pair::Layout;
 use crate::policy::ROOTS;
 use crate::signal::{self, NSIG, SIGKILL, SigAction};
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, Failed, Sysno};
 use crate::trusted::Entry;
 use crate::untrusted;
 
@@ -128,7 +128,7 @@ impl Plan<'_> {
 /// Exit status of the set-up task, plus the `errno`, when it could not even map the mailbox.
 pub const NO_MAILBOX: i32 = 100;
 
-type Step<T> = Result<T, (SetupStage, Errno)>;
+type Step<T> = Result<T, (SetupStage, Option<Failed>)>;
 
 /// Does it, and exits: 0 if T and U exist.
 pub fn run(plan: &Plan<'_>) -> ! {
@@ -139,13 +139,12 @@ pub fn run(plan: &Plan<'_>) -> ! {
     }
     let status = match steps(plan, mailbox) {
         Ok(()) => 0,
-        Err((stage, errno)) => {
+        Err((stage, failed)) => {
             // SAFETY: the mailbox is mapped, and no guest code runs yet.
-            unsafe {
-                (*mailbox).setup.stage = stage as u32;
-                if errno.into_raw() != 0 {
-                    (*mailbox).setup.errno = errno.into_raw() as u32;
-                }
+            let setup = unsafe { &mut (*mailbox).setup };
+            setup.stage = stage as u32;
+            if let Some(Failed(call, errno)) = failed {
+                (setup.call, setup.errno) = (call as u32, errno.into_raw() as u32);
             }
             1
         }
@@ -154,13 +153,14 @@ pub fn run(plan: &Plan<'_>) -> ! {
 }
 
 fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
-    let at = |stage| move |errno| (stage, errno);
+    let at = |stage| move |failed| (stage, Some(failed));
+    let call = |stage, call| move |errno| (stage, Some(Failed(call, errno)));
     // SAFETY: it is the vault's memfd.
-    unsafe { plan.layout.map_vault(plan.vault, !plan.defences().2) }.map_err(at(SetupStage::Vault))?;
+    unsafe { plan.layout.map_vault(plan.vault, !plan.defences().2) }.map_err(call(SetupStage::Vault, Sysno::mmap))?;
     // SAFETY: follows the supervisor into death.
-    unsafe { sys::prctl(sys::PR_SET_PDEATHSIG, SIGKILL as usize) }.map_err(at(SetupStage::Parent))?;
+    unsafe { sys::prctl(sys::PR_SET_PDEATHSIG, SIGKILL as usize) }.map_err(call(SetupStage::Parent, Sysno::prctl))?;
     if sys::pids().1 != plan.supervisor {
-        return Err((SetupStage::Parent, Errno::ESRCH));
+        return Err((SetupStage::Parent, Some(Failed(Sysno::getppid, Errno::ESRCH))));
     }
     for sig in 1..=NSIG {
         // A guest that reads its terminal from the background would have its process group, the supervisor included,
@@ -170,12 +170,12 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
         // SAFETY: neither action runs code. SIGKILL and SIGSTOP say EINVAL: theirs cannot be changed.
         match unsafe { sys::sigaction(sig, &action) } {
             Ok(()) | Err(Errno::EINVAL) => {}
-            Err(errno) => return Err((SetupStage::Handlers, errno)),
+            Err(errno) => return Err((SetupStage::Handlers, Some(Failed(Sysno::rt_sigaction, errno)))),
         }
     }
     let (audited, sealed, _) = plan.defences();
     if audited {
-        let vault = sys::file_facts(plan.vault).map_err(at(SetupStage::Vault))?;
+        let vault = sys::file_facts(plan.vault).map_err(call(SetupStage::Vault, Sysno::statx))?;
         let kept = |fd| plan.keep.contains(&fd) || fd == plan.crash;
         audit::descriptors(kept).map_err(|refusal| report(mailbox, refusal))?;
         let shared = |from, to| {
@@ -195,7 +195,7 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
     if let Some(fd) = plan.keep.iter().find(|fd| !sys::is_open(**fd)) {
         // SAFETY: the mailbox is mapped, and no guest code runs yet.
         unsafe { (*mailbox).setup.fd = *fd };
-        return Err((SetupStage::Keep, Errno::EBADF));
+        return Err((SetupStage::Keep, None));
     }
     if let Some(core) = plan.core {
         dumpable(core).map_err(at(SetupStage::Core))?;
@@ -204,7 +204,11 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
     if sealed {
         match plan.layout.seal() {
             Ok(()) | Err(Errno::ENOSYS) => {}
-            Err(errno) => return Err((SetupStage::Seal, errno)),
+            Err(errno) => {
+                // SAFETY: the mailbox is mapped, and no guest code runs yet.
+                unsafe { (*mailbox).setup.errno = errno.into_raw() as u32 };
+                return Err((SetupStage::Seal, None));
+            }
         }
     }
     untrusted::adopt();
@@ -216,9 +220,9 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
     // The kernel reports them, before they run: this task may be killed at any time.
     // SAFETY: field addresses of a mapped page.
     let (t_id, u_id) = unsafe { (&raw mut (*mailbox).setup.t, &raw mut (*mailbox).setup.u) };
-    clone(plan, sp, entry, t_script.cast(), t_id).map_err(at(SetupStage::CloneTrusted))?;
+    clone(plan, sp, entry, t_script.cast(), t_id).map_err(call(SetupStage::CloneTrusted, Sysno::clone))?;
     let u = clone(plan, birth::start_sp(&plan.layout, 0), Entry::Untrusted, u_script.cast(), u_id)
-        .map_err(at(SetupStage::CloneUntrusted))?;
+        .map_err(call(SetupStage::CloneUntrusted, Sysno::clone))?;
     // SAFETY: the state is mapped; U waits for the supervisor's word before it looks at it.
     unsafe {
         let state = plan.layout.state(0);
@@ -243,9 +247,9 @@ fn clone(
     Errno::from_ret(pid as usize).map(|pid| pid as u32)
 }
 
-fn report(mailbox: *mut Mailbox, refusal: Refusal) -> (SetupStage, Errno) {
+fn report(mailbox: *mut Mailbox, refusal: Refusal) -> (SetupStage, Option<Failed>) {
     match refusal {
-        Refusal::Proc(errno) => (SetupStage::Proc, errno),
+        Refusal::Proc(failed) => (SetupStage::Proc, Some(failed)),
         Refusal::Found { finding, fd, name, len } => {
             // SAFETY: the mailbox is mapped, and no guest code runs yet.
             let setup = unsafe { &mut (*mailbox).setup };
@@ -253,50 +257,50 @@ fn report(mailbox: *mut Mailbox, refusal: Refusal) -> (SetupStage, Errno) {
             setup.fd = fd;
             setup.name = name;
             setup.name_len = len.min(NAME_MAX) as u32;
-            (SetupStage::Audit, Errno::new(0))
+            (SetupStage::Audit, None)
         }
     }
 }
 
 /// Has the kernel write a core of this memory when it crashes, with the mappings that are asked for.
-fn dumpable(core: Core) -> Result<(), Errno> {
+fn dumpable(core: Core) -> Result<(), Failed> {
     // SAFETY: changes who may look at this process, which is what was asked for.
-    unsafe { sys::prctl(sys::PR_SET_DUMPABLE, 1) }?;
+    unsafe { sys::prctl(sys::PR_SET_DUMPABLE, 1) }.map_err(Failed::of(Sysno::prctl))?;
     let Some(filter) = core.filter else { return Ok(()) };
     let mut text = *b"0x00000000";
     for (i, digit) in text.iter_mut().skip(2).enumerate() {
         *digit = b"0123456789abcdef"[(filter >> (28 - 4 * i) & 15) as usize];
     }
-    let fd = sys::open_to_write(c"/proc/self/coredump_filter")?;
+    let fd = sys::open_to_write(c"/proc/self/coredump_filter").map_err(Failed::of(Sysno::openat))?;
     let written = sys::write(fd, &text);
     sys::close(fd);
-    written.map(drop)
+    written.map(drop).map_err(Failed::of(Sysno::write))
 }
 
 /// Gives the sandbox's own descriptors their numbers, closes all that nobody keeps, and makes the doorbells.
-fn arrange(plan: &Plan<'_>) -> Result<(), Errno> {
+fn arrange(plan: &Plan<'_>) -> Result<(), Failed> {
     let (lo, behind) = plan.own.range();
     let (lo, behind) = (lo as i32, behind as i32);
     let mut high = [0; MADE + ROOTS];
     for (to, fd) in high.iter_mut().zip(plan.made) {
-        *to = sys::dup_from(*fd, behind)?; // out of the way of the numbers that they get
+        *to = sys::dup_from(*fd, behind).map_err(Failed::of(Sysno::fcntl))?; // out of the way of the numbers that they get
     }
     for (i, fd) in high.iter().take(plan.made.len()).enumerate() {
-        sys::dup2(*fd, lo + i as i32)?;
+        sys::dup2(*fd, lo + i as i32).map_err(Failed::of(Sysno::dup2))?;
     }
     let mut next = 0;
     while next < lo {
         let kept = plan.keep.iter().copied().filter(|fd| *fd >= next).min().unwrap_or(lo).min(lo);
         if kept > next {
-            sys::close_range(next as u32, kept as u32 - 1)?;
+            sys::close_range(next as u32, kept as u32 - 1).map_err(Failed::of(Sysno::close_range))?;
         }
         next = kept + 1;
     }
-    sys::close_range(lo as u32 + plan.made.len() as u32, u32::MAX)?;
+    sys::close_range(lo as u32 + plan.made.len() as u32, u32::MAX).map_err(Failed::of(Sysno::close_range))?;
     for fd in lo + plan.made.len() as i32..behind {
-        let made = sys::eventfd(true)?; // the lowest free number, which is not always the next
+        let made = sys::eventfd(true).map_err(Failed::of(Sysno::eventfd2))?; // the lowest free number, which is not always the next
         if made != fd {
-            sys::dup2(made, fd)?;
+            sys::dup2(made, fd).map_err(Failed::of(Sysno::dup2))?;
             sys::close(made);
         }
     }

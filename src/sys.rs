@@ -136,6 +136,17 @@ macro_rules! sys {
     }};
 }
 
+/// A call that failed, and what the kernel said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed(pub Sysno, pub Errno);
+
+impl Failed {
+    /// For `map_err`: it was this call.
+    pub fn of(call: Sysno) -> impl Fn(Errno) -> Self + Copy {
+        move |errno| Self(call, errno)
+    }
+}
+
 /// Reserves `len` bytes of address space: private, no access, no memory.
 pub fn reserve(len: usize) -> Result<usize> {
     // SAFETY: a new mapping wherever there is room.
@@ -206,27 +217,29 @@ pub fn mseal(addr: usize, len: usize) -> Result<()> {
 }
 
 /// A new memfd of `len` bytes that can be sealed. `exec` asks for one that may be mapped executable.
-pub fn memfd(name: &CStr, len: usize, exec: bool) -> Result<i32> {
+pub fn memfd(name: &CStr, len: usize, exec: bool) -> core::result::Result<i32, Failed> {
     let mut limit = [0u64; 2];
     // SAFETY: the kernel stores two numbers.
-    unsafe { sys!(prlimit64, 0, RLIMIT_FSIZE, 0, limit.as_mut_ptr() as usize) }?;
+    unsafe { sys!(prlimit64, 0, RLIMIT_FSIZE, 0, limit.as_mut_ptr() as usize) }
+        .map_err(Failed::of(Sysno::prlimit64))?;
     if limit[0] < len as u64 {
-        return Err(Errno::EFBIG); // ftruncate would not only fail, but raise SIGXFSZ
+        return Err(Failed(Sysno::ftruncate, Errno::EFBIG)); // ftruncate would not only fail, but raise SIGXFSZ
     }
     let flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     // SAFETY: `name` ends in NUL.
     let create = |flags| unsafe { sys!(memfd_create, name.as_ptr() as usize, flags) };
     let fd = match create(if exec { flags | MFD_EXEC } else { flags }) {
-        Err(Errno::EINVAL) => create(flags)?, // before 6.3 there is no MFD_EXEC, and every memfd is executable
-        other => other?,
-    };
+        Err(Errno::EINVAL) => create(flags), // before 6.3 there is no MFD_EXEC, and every memfd is executable
+        other => other,
+    }
+    .map_err(Failed::of(Sysno::memfd_create))?;
     // SAFETY: `fd` is ours.
     let sized = unsafe { sys!(ftruncate, fd, len) };
     match sized {
         Ok(_) => Ok(fd as i32),
         Err(errno) => {
             close(fd as i32);
-            Err(errno)
+            Err(Failed(Sysno::ftruncate, errno))
         }
     }
 }
@@ -275,7 +288,7 @@ pub const SENT_MOST: usize = 2 * SENT / 256;
 
 /// A pair of connected sockets that keep messages apart: the first, which does not block, is told who sent each
 /// (`SO_PASSCRED`, `unix(7)`).
-pub fn credential_pair(sent: usize) -> Result<(i32, i32)> {
+pub fn credential_pair(sent: usize) -> core::result::Result<(i32, i32), Failed> {
     const AF_UNIX: usize = 1;
     const SOCK_SEQPACKET: usize = 5;
     const SOL_SOCKET: usize = 1;
@@ -283,17 +296,19 @@ pub fn credential_pair(sent: usize) -> Result<(i32, i32)> {
     const SO_PASSCRED: usize = 16;
     let mut ends = [0i32; 2];
     // SAFETY: the kernel stores two descriptors.
-    unsafe { sys!(socketpair, AF_UNIX, SOCK_SEQPACKET | O_CLOEXEC, 0, ends.as_mut_ptr() as usize) }?;
+    unsafe { sys!(socketpair, AF_UNIX, SOCK_SEQPACKET | O_CLOEXEC, 0, ends.as_mut_ptr() as usize) }
+        .map_err(Failed::of(Sysno::socketpair))?;
     let set = |end: i32, option, value: i32| {
         // SAFETY: the kernel reads four bytes.
-        unsafe { sys!(setsockopt, end as usize, SOL_SOCKET, option, &raw const value as usize, 4) }.map(drop)
+        unsafe { sys!(setsockopt, end as usize, SOL_SOCKET, option, &raw const value as usize, 4) }
+            .map_err(Failed::of(Sysno::setsockopt))
     };
-    let set = set(ends[0], SO_PASSCRED, 1).and_then(|()| set(ends[1], SO_SNDBUF, sent as i32));
-    match set.and_then(|()| set_nonblocking(ends[0])) {
+    let set = set(ends[0], SO_PASSCRED, 1).and_then(|_| set(ends[1], SO_SNDBUF, sent as i32));
+    match set.and_then(|_| set_nonblocking(ends[0]).map_err(Failed::of(Sysno::fcntl))) {
         Ok(()) => Ok((ends[0], ends[1])),
-        Err(errno) => {
+        Err(failed) => {
             ends.into_iter().for_each(close);
-            Err(errno)
+            Err(failed)
         }
     }
 }

@@ -74,11 +74,15 @@ LABEL asc_script_error
     test    $STEP_TELL, %ecx
     jnz     asc_deep_ask
 LABEL asc_script_fail
+    test    $STEP_AGAIN, %ecx
+    jnz     7f
     mov     %eax, MAILBOX_BIRTH_RESULT(%ebp)
     mov     STEP_ID(%esi), %ebx
     mov     $NR_EXIT, %eax
     int     $0x80
     ud2
+7:  sub     $STEP_SIZE, %esi
+    jmp     asc_script_verdict
 
 LABEL asc_script_child                  # the new task: all it keeps of its creator is the vault
     movd    %xmm7, %ebx

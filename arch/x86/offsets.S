@@ -56,6 +56,7 @@
 .set STEP_CLONE, {step_clone}
 .set STEP_SERVE, {step_serve}
 .set STEP_TELL, {step_tell}
+.set STEP_AGAIN, {step_again}
 .set STEP_BORE, {step_bore}
 # A pair's verdict lies at a fixed distance below its mailbox, which T's base register points to.
 .set VERDICT, {verdict}

@@ -62,11 +62,15 @@ LABEL asc_script_error
     test    $STEP_TELL, %ecx
     jnz     asc_deep_ask
 LABEL asc_script_fail
+    test    $STEP_AGAIN, %ecx
+    jnz     5f
     mov     %rax, MAILBOX_BIRTH_RESULT(%rbp)
     mov     STEP_ID(%r15), %edi
     mov     $NR_EXIT, %eax
     syscall
     ud2
+5:  sub     $STEP_SIZE, %r15
+    jmp     asc_script
 
 LABEL asc_script_child                  # the new task: all it keeps of its creator is the vault
     mov     STEP_EXPECT(%r15), %rbp

@@ -81,6 +81,7 @@ macro_rules! assembly {
             step_clone = const abi::STEP_CLONE_T | abi::STEP_CLONE_U,
             step_serve = const abi::STEP_SERVE as i32,
             step_tell = const abi::STEP_TELL,
+            step_again = const abi::STEP_AGAIN,
             step_bore = const abi::STEP_BORE as i32,
             verdict = const -(abi::VERDICT_TO_MAILBOX as isize),
             verdict_ask = const offset_of!(Verdict, ask),

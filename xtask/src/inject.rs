@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::guests;
-use crate::host::Arch;
+use crate::guests::{self, Programs};
+use crate::host::{self, Arch};
 use crate::root;
 
 /// What to run.
@@ -20,6 +20,9 @@ pub struct Options {
     /// Only calls of this name
     #[arg(long)]
     only: Option<String>,
+    /// Only the first error that a call can have
+    #[arg(long)]
+    quick: bool,
     /// Says what came of each
     #[arg(long)]
     list: bool,
@@ -31,10 +34,28 @@ pub struct Options {
 /// The programs cannot be built or started.
 pub fn run(options: &Options) -> Result<bool> {
     let programs = guests::build(options.arch)?;
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(root()).args(["run", "--quiet", "--package", "ascetic-inject", "--"]).arg(&programs.guests);
+    let mut cargo = injector(&programs);
     cargo.args(options.first.map(|first| format!("--first={first}")));
     cargo.args(options.only.as_ref().map(|only| format!("--only={only}")));
+    cargo.args(options.quick.then_some("--quick"));
     cargo.args(options.list.then_some("--list"));
     Ok(cargo.status().context("cargo")?.success())
+}
+
+fn injector(programs: &Programs) -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).args(["run", "--quiet", "--package", "ascetic-inject", "--"]).arg(&programs.guests);
+    cargo
+}
+
+/// A short run: one error of the first call of each name. And that one is found without what makes births heard. What it found.
+///
+/// # Errors
+/// What was found, or that nothing was.
+pub fn check(programs: &Programs) -> Result<String> {
+    let text = host::run(injector(programs).args(["--first=1", "--quick"]))?;
+    let silent = injector(programs).args(["--only=write", "--quick", "--silent"]).output()?;
+    let found = String::from_utf8_lossy(&silent.stdout).contains("FOUND write");
+    ensure!(found && !silent.status.success(), "a birth that nobody hears of is not found");
+    Ok(text.lines().last().unwrap_or_default().to_owned())
 }

@@ -15,7 +15,7 @@ use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
 use crate::kernels::{self, KERNELS, Tested};
 use crate::qemu::{self, Accel, End, Machine};
-use crate::{audit, cache, capi, demo, readers, root, tidy};
+use crate::{audit, cache, capi, demo, inject, readers, root, tidy};
 
 /// How long a case may take here.
 const CASE_LIMIT: Duration = Duration::from_secs(90);
@@ -191,6 +191,11 @@ pub fn run(options: &Options) -> Result<bool> {
         natively(&mut tally, programs, options)?;
         if everything && (programs.arch == Arch::X86_64 || host::ia32_runs()) {
             tally.step(&format!("demo, {}", programs.arch), demo::check(programs.arch));
+            let what = format!("calls that fail, {}", programs.arch);
+            match inject::check(programs) {
+                Ok(found) => tally.step(&format!("{what}: {found}"), Ok(())),
+                Err(error) => tally.step(&what, Err(error)),
+            }
         }
     }
     for programs in built.iter().filter(|_| everything || options.filter == "dumps") {

@@ -31,7 +31,8 @@ fn main(args: Args) {
         "save-core" => cases::save_core(),
         "crash" => cases::crash(args.get(2), (3..).map(|i| args.get(i))),
         "crashes" => cases::crashes(),
-        "injected" => cases::injected(),
+        // `silent` takes the defence out that it shows.
+        "injected" => cases::injected(args.get(2) == "silent"),
         how @ ("run" | "long") => match CASES.iter().find(|case| case.name == args.get(2)) {
             Some(case) => {
                 if how == "long" {

@@ -32,6 +32,12 @@ struct Options {
     /// Only calls of this name
     #[arg(long)]
     only: Option<String>,
+    /// Only the first error that a call can have
+    #[arg(long)]
+    quick: bool,
+    /// Takes out what makes births heard, and stops at the first finding
+    #[arg(long)]
+    silent: bool,
 }
 
 fn main() -> ExitCode {
@@ -54,7 +60,7 @@ fn role(task: usize) -> String {
 /// Runs the program with each call failing; returns how many findings there were.
 fn all(options: &Options) -> Result<usize> {
     let start = Instant::now();
-    let whole = trace::run(&options.program, None, LIMIT)?;
+    let whole = trace::run(&options.program, options.silent, None, LIMIT)?;
     let usual = whole.output.lines().last().unwrap_or_default().to_owned();
     ensure!(whole.status == ENDED && !whole.hung, "without any failure: status {}: {}", whole.status, whole.output);
     let (mut findings, mut runs, mut missed) = (0, 0, 0);
@@ -66,8 +72,13 @@ fn all(options: &Options) -> Result<usize> {
         if *count > options.first || options.only.as_ref().is_some_and(|only| only != call.name) {
             continue;
         }
-        for errno in errnos::of(call.name, &call.file) {
-            let run = trace::run(&options.program, Some(Fault { call: call.clone(), errno: *errno }), LIMIT)?;
+        let errnos = errnos::of(call.name, &call.file);
+        for errno in errnos.iter().take(if options.quick { 1 } else { errnos.len() }) {
+            if options.silent && findings > 0 {
+                break;
+            }
+            let run =
+                trace::run(&options.program, options.silent, Some(Fault { call: call.clone(), errno: *errno }), LIMIT)?;
             runs += 1;
             let Some(failed) = &run.failed else {
                 missed += 1; // tasks that run at once do not always make the same calls

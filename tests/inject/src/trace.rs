@@ -74,10 +74,15 @@ struct Task {
 ///
 /// # Errors
 /// It cannot be started or traced.
-pub fn run(program: &Path, fault: Option<Fault>, limit: Duration) -> Result<Run> {
+pub fn run(program: &Path, silent: bool, fault: Option<Fault>, limit: Duration) -> Result<Run> {
     let mut output = tempfile::tempfile()?;
     let mut command = Command::new(program);
-    command.arg("injected").stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
+    command
+        .arg("injected")
+        .args(silent.then_some("silent"))
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?);
     command.process_group(0);
     // SAFETY: the hook makes one system call.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
@@ -236,6 +241,9 @@ fn go_on(pid: Pid, signal: Option<Signal>) -> Result<()> {
 /// What a call is called.
 fn name(nr: u64, i386: bool) -> &'static str {
     let nr = nr as usize;
+    if nr == 462 {
+        return "mseal"; // younger than the list
+    }
     let name = if i386 {
         syscalls::x86::Sysno::new(nr).map(|nr| nr.name())
     } else {

@@ -21,7 +21,8 @@ const REFUSED: i32 = 3;
 const LEFT: i32 = 4;
 
 /// Prints `guest`, if guest code runs; `refused ERROR`, or `ended CAUSE; GUEST; TRUSTED; record WHETHER COMPLETE`.
-pub fn run() -> ! {
+pub fn run(silent: bool) -> ! {
+    ascetic::experiment::SILENT_BIRTHS.store(silent, Ordering::Relaxed);
     let scratch = Scratch::with_file();
     let root = path("in");
     let policy = rooted(DIRECT.clone().memory().threads(4), &root, Rights::READ);

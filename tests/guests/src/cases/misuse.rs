@@ -390,7 +390,7 @@ fn file_limit() {
     let limit = [100_000u64, 100_000];
     // SAFETY: reads two numbers.
     check!(unsafe { call(Sysno::prlimit64, [0, 1, (&raw const limit) as usize, 0]) }.is_ok());
-    refused(&config(), |e| matches!(e, Error::Supervisor { call: Sysno::memfd_create, errno: Errno::EFBIG }));
+    refused(&config(), |e| matches!(e, Error::Supervisor { call: Sysno::ftruncate, errno: Errno::EFBIG }));
     let (_, write) = sys::pipe().unwrap();
     must_exit(&Config { crash: Some(write), ..config() }, one_call, 0, 0);
 }
@@ -412,7 +412,7 @@ fn unlisted() {
     extern "C" fn guest(fd: usize) -> i32 {
         (sys::write(fd as i32, &[]) != Err(Errno::EBADF)) as i32
     }
-    let fd = sys::memfd(c"secret", 4096, false).and_then(|fd| sys::dup_from(fd, 100)).unwrap();
+    let fd = sys::memfd(c"secret", 4096, false).map(|fd| sys::dup_from(fd, 100).unwrap()).unwrap();
     must_exit(&config(), guest, fd as usize, 0);
     // Kept under its number, however high.
     let high = sys::dup_from(fd, 200).unwrap();
