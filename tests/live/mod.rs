@@ -24,7 +24,7 @@ use freestanding::files::{Scratch, path};
 
 pub const CASES: &[Case] = &[
     case("live_fuzz", || {
-        let (seconds, calls) = if emulated() { (3, 20_000) } else { (5, 60_000) };
+        let (seconds, calls) = if emulated() { (2, 20_000) } else { (3, 60_000) };
         fuzz(sys::now(), calls, Feature::ALL, Some(Duration::from_secs(seconds)));
     }),
     case("live_fuzz_off_shows_it", off),

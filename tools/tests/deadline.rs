@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use ascetic::error::Status;
 use ascetic::policy::Policy;
-use ascetic::sandbox::{self, Config, Core, Hook, Sandbox};
+use ascetic::sandbox::{self, Cause, Config, Core, Hook, Sandbox};
 use serde_json::Value;
 
 const POLICY: Policy = Policy::new();
@@ -124,16 +124,22 @@ fn watch(sandbox: &Sandbox<'_>, out: &Path, deadline: u32) -> Child {
     watcher
 }
 
+/// Maps a page of the file.
+fn map(folder: &Path) -> *mut libc::c_void {
+    let file = File::open(folder.join("program")).unwrap();
+    let protection = libc::PROT_READ | libc::PROT_EXEC;
+    // SAFETY: a new mapping, which nobody touches.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
+    assert_ne!(mapped, libc::MAP_FAILED);
+    mapped
+}
+
 /// How long it takes a guest to end whose watcher has this deadline, and what was dumped. The watcher is killed when patience is at
 /// its end. `None` where there is no such file system.
 fn ended_after(deadline: u32) -> Option<(Duration, Option<Value>)> {
     let folder = tempfile::tempdir().unwrap();
     let mut mounted = Some(Endless::mount(folder.path())?);
-    let file = File::open(folder.path().join("program")).unwrap();
-    let protection = libc::PROT_READ | libc::PROT_EXEC;
-    // SAFETY: a new mapping, which nobody touches.
-    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
-    assert_ne!(mapped, libc::MAP_FAILED);
+    let mapped = map(folder.path());
     let out = tempfile::tempdir().unwrap();
     let watcher = RefCell::new(None);
     let born = |sandbox: &Sandbox<'_>| *watcher.borrow_mut() = Some(watch(sandbox, out.path(), deadline));
@@ -186,4 +192,29 @@ fn reading_that_never_ends_does_not_keep_a_guest() {
     // As if there were no deadline: only who kills the watcher frees the guest.
     let (elapsed, dump) = ended_after(3_600_000).unwrap();
     assert!(elapsed >= PATIENCE && dump.is_none(), "{elapsed:?}");
+}
+
+/// The reporter, in the guest, waits for a page that never comes, and the kernel does not let go of the guest even if it is killed.
+/// Who waits for the guest is told so at the deadline.
+#[test]
+fn a_page_that_never_comes_keeps_nobody_but_the_guest() {
+    extern "C" fn crashes(page: usize) -> i32 {
+        // SAFETY: none: this is the bug. What is to be stored leads to the page.
+        unsafe { std::hint::black_box(0x1230 as *mut usize).write_volatile(page) };
+        0
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mounted) = Endless::mount(folder.path()) else {
+        return eprintln!("skipped: needs root and FUSE");
+    };
+    let mapped = map(folder.path());
+    let mut sandbox = sandbox::spawn(&Config::new(&POLICY), crashes, mapped.addr()).unwrap();
+    let start = Instant::now();
+    let outcome = sandbox.wait(Some(Duration::from_secs(1)));
+    assert!(start.elapsed() < 4 * PATIENCE, "{outcome:?} after {:?}", start.elapsed());
+    assert_eq!((outcome.cause, outcome.left), (Cause::Deadline, 1), "{outcome:?}");
+    drop(mounted);
+    drop(sandbox);
+    // SAFETY: the mapping is this function's.
+    unsafe { libc::munmap(mapped, 4096) };
 }

@@ -208,9 +208,9 @@ fn with_board(run: impl FnOnce(&Config<'_>)) {
 
 fn hammer() {
     let (count, time) = match (emulated(), is_long()) {
-        (true, _) => (4, Duration::from_secs(3)),
+        (true, _) => (4, Duration::from_secs(2)),
         (_, true) => (MOST, Duration::from_secs(60)),
-        _ => (MOST, Duration::from_secs(5)),
+        _ => (MOST, Duration::from_secs(2)),
     };
     with_board(|config| {
         serve(config, 2, None, Duration::from_millis(100)); // what is made once is made
@@ -228,7 +228,7 @@ fn hammer() {
 
 /// Some that work beside one with the given guest: it costs them what one costs that only takes time, and some more at most.
 fn beside(floods: extern "C" fn(usize) -> i32) {
-    let (count, time) = if emulated() { (2, Duration::from_secs(3)) } else { (8, Duration::from_secs(2)) };
+    let (count, time) = if emulated() { (2, Duration::from_secs(2)) } else { (8, Duration::from_secs(1)) };
     with_board(|config| {
         let [_, _, quiet] = serve(config, count, Some(spins), time);
         let [least, most, flooded] = serve(config, count, Some(floods), time);
