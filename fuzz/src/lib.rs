@@ -1,0 +1,3 @@
+//! What the fuzzing targets share.
+
+#![deny(missing_docs)]
