@@ -1,3 +1,7 @@
-//! What the fuzzing targets share.
+//! What the fuzzing targets share: slow models, written down apart from the code that they judge, and mutators that know the
+//! formats.
 
 #![deny(missing_docs)]
+
+pub mod mutate;
+pub mod record;
