@@ -3,5 +3,8 @@
 
 #![deny(missing_docs)]
 
+pub mod model;
 pub mod mutate;
 pub mod record;
+pub mod requests;
+pub mod spec;
