@@ -8,6 +8,7 @@ mod audit;
 mod bench;
 mod capi;
 mod demo;
+mod fuzz;
 mod guests;
 mod host;
 mod i686;
@@ -52,6 +53,8 @@ enum Task {
     Attacks(attacks::Options),
     /// Plays random guests against a real sandbox, and looks at all that it does
     Live(live::Options),
+    /// Fuzzes, guided by coverage, what takes bytes that a guest may have written
+    Fuzz(fuzz::Options),
     /// Has each system call of a sandbox's life fail in turn, and looks that nothing hangs or is left
     Inject(inject::Options),
     /// Measures calls, spawns and faults beside what others do, and draws a plot
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Attacks(options) => attacks::run(&options),
         Task::Live(options) => live::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Inject(options) => inject::run(&options),
         Task::Bench { quick } => bench::run(&root(), quick).map(|()| true),
         Task::Audit { verbose } => audit::run(verbose),

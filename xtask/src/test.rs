@@ -15,7 +15,7 @@ use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
 use crate::kernels::{self, KERNELS, Tested};
 use crate::qemu::{self, Accel, End, Machine};
-use crate::{audit, cache, capi, demo, inject, readers, root, tidy};
+use crate::{audit, cache, capi, demo, fuzz, inject, readers, root, tidy};
 
 /// How long a case may take here.
 const CASE_LIMIT: Duration = Duration::from_secs(90);
@@ -186,6 +186,10 @@ pub fn run(options: &Options) -> Result<bool> {
         let program = ["refused: /etc/shadow: Permission denied", "threads: [0, 499500, 1999000, 4498500]"];
         tally.step("example program", example("program", 0, &program));
         in_c(&mut tally);
+        match host::find(fuzz::COMPILER) {
+            Some(_) => tally.step("fuzzing targets accept their seeds", fuzz::check_seeds()),
+            None => tally.skip("fuzzing targets", fuzz::NO_COMPILER),
+        }
     }
     for programs in &built {
         natively(&mut tally, programs, options)?;
