@@ -54,6 +54,9 @@ fn injector(programs: &Programs) -> Command {
 /// What was found, or that nothing was.
 pub fn check(programs: &Programs) -> Result<String> {
     let text = host::run(injector(programs).args(["--first=1", "--quick"]))?;
+    if programs.arch != Arch::X86_64 {
+        return Ok(text.lines().last().unwrap_or_default().to_owned()); // which takes a deadline, and is enough once
+    }
     let silent = injector(programs).args(["--only=write", "--quick", "--silent"]).output()?;
     let found = String::from_utf8_lossy(&silent.stdout).contains("FOUND write");
     ensure!(found && !silent.status.success(), "a birth that nobody hears of is not found");
