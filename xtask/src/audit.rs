@@ -293,7 +293,8 @@ impl Trusted {
             {
                 state.get(instruction.op0_register())
             }
-            Mnemonic::Add if instruction.op0_kind() == OpKind::Register => {
+            // To the next step of a script, or back to the one before.
+            Mnemonic::Add | Mnemonic::Sub if instruction.op0_kind() == OpKind::Register => {
                 state.get(instruction.op0_register()).filter(|holds| *holds == Holds::Script)
             }
             _ => None,
