@@ -361,10 +361,12 @@ pub struct SetupReport {
     pub u: u32,
     /// The [`SetupStage`](crate::error::SetupStage) that failed, 0 if none did.
     pub stage: u32,
-    /// The number of the call that failed.
+    /// The number of the call that failed; `u32::MAX` for one without a name.
     pub call: u32,
     /// The kernel's `errno`.
     pub errno: u32,
+    /// The [`Finding`](crate::error::Finding) of the entry audit.
+    pub finding: u32,
     /// The descriptor that was at fault.
     pub fd: i32,
     /// Bytes used of `name`.

@@ -32,8 +32,10 @@ fn found(finding: Finding, fd: i32, what: &[u8]) -> Refusal {
     Refusal::Found { finding, fd, name, len }
 }
 
-fn failed(call: Sysno) -> impl Fn(Errno) -> Refusal {
-    move |errno| Refusal::Proc(Failed(call, errno))
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        Self::Proc(failed)
+    }
 }
 
 /// Counts the threads of this process.
@@ -59,7 +61,7 @@ pub fn descriptors(kept: impl Fn(i32) -> bool) -> Result<(), Refusal> {
         let len = match sys::readlinkat(dir, name, &mut target) {
             Ok(len) => len,
             Err(Errno::ENOENT) => return Ok(()),
-            Err(errno) => return Err(Refusal::Proc(Failed(Sysno::readlinkat, errno))),
+            Err(errno) => return Err(Failed(Sysno::readlinkat, errno).into()),
         };
         let target = target.get(..len).unwrap_or_default();
         match classify(target) {
@@ -68,19 +70,18 @@ pub fn descriptors(kept: impl Fn(i32) -> bool) -> Result<(), Refusal> {
             _ => {}
         }
         if kept(fd) && target.starts_with(b"/") {
-            if sys::is_on_proc(fd).map_err(failed(Sysno::fstatfs))? {
+            if sys::is_on_proc(fd).map_err(Failed::of(Sysno::fstatfs))? {
                 return Err(found(Finding::ProcessMemory, fd, target));
             }
-            let facts = sys::file_facts(fd).map_err(failed(Sysno::statx))?;
+            let facts = sys::file_facts(fd).map_err(Failed::of(Sysno::statx))?;
             if !harmless_file(facts.kind, facts.device) {
                 return Err(found(Finding::Unknown, fd, target));
             }
         }
         if kept(fd) && target.starts_with(b"socket:[") {
-            match sys::socket_family(fd) {
-                Ok(family) if harmless_family(family) => {}
-                Ok(_) => return Err(found(Finding::Unknown, fd, target)),
-                Err(errno) => return Err(Refusal::Proc(Failed(Sysno::getsockopt, errno))),
+            let family = sys::socket_family(fd).map_err(Failed::of(Sysno::getsockopt))?;
+            if !harmless_family(family) {
+                return Err(found(Finding::Unknown, fd, target));
             }
         }
         Ok(())
@@ -124,18 +125,18 @@ fn classify(target: &[u8]) -> Option<Finding> {
 /// this identity (device major and minor, inode); and any other memory that the guest could write, or make writable, and
 /// somebody outside would see, but for the ranges (from, to) for which `shared` says yes.
 pub fn mappings(vault: (u32, u32, u64), shared: impl Fn(usize, usize) -> bool) -> Result<(), Refusal> {
-    let fd = sys::open(c"/proc/self/maps").map_err(failed(Sysno::openat))?;
+    let fd = sys::open(c"/proc/self/maps").map_err(Failed::of(Sysno::openat))?;
     let mut buf = [0u8; 4096];
     let mut have = 0;
     let result = loop {
         let room = buf.get_mut(have..).unwrap_or_default();
         if room.is_empty() {
-            break Err(Refusal::Proc(Failed(Sysno::read, Errno::ENAMETOOLONG)));
+            break Err(Failed(Sysno::read, Errno::ENAMETOOLONG).into());
         }
         match sys::read(fd, room) {
             Ok(0) => break Ok(()),
             Ok(read) => have += read,
-            Err(errno) => break Err(Refusal::Proc(Failed(Sysno::read, errno))),
+            Err(errno) => break Err(Failed(Sysno::read, errno).into()),
         }
         let whole = buf.get(..have).and_then(|text| text.iter().rposition(|b| *b == b'\n')).map_or(0, |at| at + 1);
         let lines = buf.get(..whole).unwrap_or_default();
@@ -199,13 +200,13 @@ fn number<N: core::str::FromStr>(digits: &[u8]) -> Option<N> {
 /// Calls `f` with the open folder and the name of each entry but `.` and `..`.
 fn each_entry(path: &CStr, mut f: impl FnMut(i32, &CStr) -> Result<(), Refusal>) -> Result<(), Refusal> {
     const NAME: usize = 19; // of struct linux_dirent64: ino, off (8 bytes each), reclen (2), type (1)
-    let dir = sys::open(path).map_err(failed(Sysno::openat))?;
+    let dir = sys::open(path).map_err(Failed::of(Sysno::openat))?;
     let mut buf = [0u8; 2048];
     let result = 'read: loop {
         let len = match sys::getdents(dir, &mut buf) {
             Ok(0) => break Ok(()),
             Ok(len) => len,
-            Err(errno) => break Err(Refusal::Proc(Failed(Sysno::getdents64, errno))),
+            Err(errno) => break Err(Failed(Sysno::getdents64, errno).into()),
         };
         let mut rest = buf.get(..len).unwrap_or_default();
         while let Some(&[lo, hi]) = rest.get(16..18) {

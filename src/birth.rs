@@ -2,7 +2,7 @@
 //!
 //! T's interpreter runs both (`arch/*/birth.S`). The supervisor writes them into the pair's verdict before either task
 //! exists. The first pair's tasks are made by the set-up task, every other pair's T by the T of the thread that creates it,
-//! and its U by its own T. Those announce themselves before they do anything else: whoever did not runs no guest code.
+//! and its U by its own T. Those announce themselves before they do anything that others see: whoever did not runs no guest code.
 
 use crate::abi::{
     Mailbox, STEP_AGAIN, STEP_CHECK, STEP_CLONE_U, STEP_MUST, STEP_SERVE, Step, UserDesc, Vault, VaultPage, Verdict,

@@ -120,7 +120,7 @@ pub enum Error {
 impl Error {
     /// Makes the error of a supervisor's call from what the kernel said.
     pub(crate) fn of(call: Sysno) -> impl Fn(Errno) -> Self {
-        move |errno| Self::Supervisor { call, errno }
+        move |errno| Failed(call, errno).into()
     }
 
     /// Who has to change something.

@@ -136,7 +136,7 @@ pub(crate) struct Made {
 
 impl Made {
     fn new(config: &Config<'_>, layout: &Layout) -> Result<Self, Error> {
-        let memfd = |name, len, exec| sys::memfd(name, len, exec).map(Fd).map_err(Error::from);
+        let memfd = |name, len, exec| sys::memfd(name, len, exec).map(Fd);
         let seal = |fd: &Fd, seals| sys::seal(fd.0, seals).map_err(Error::of(Sysno::fcntl));
         let vault_fd = memfd(c"ascetic-vault", layout.vault_len(), true)?;
         let vault = View::map(vault_fd.0, layout.vault_len())?;

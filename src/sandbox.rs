@@ -282,13 +282,10 @@ fn await_birth<'a>(config: &Config<'a>, made: Made, set_up: u32) -> Result<Sandb
         (Status::Exited(0), None) => {}
         (_, Some(SetupStage::Audit)) => {
             let name = Name::new(report.name, report.name_len as usize);
-            return Err(Error::Found { finding: Finding::from_raw(report.errno), fd: report.fd, name });
+            return Err(Error::Found { finding: Finding::from_raw(report.finding), fd: report.fd, name });
         }
         (_, Some(SetupStage::Keep)) => return Err(Error::ClosedDescriptor { fd: report.fd }),
-        (_, Some(stage)) => {
-            let call = if stage == SetupStage::Seal { None } else { Sysno::new(report.call as usize) };
-            return Err(Error::Setup { stage, call, errno });
-        }
+        (_, Some(stage)) => return Err(Error::Setup { stage, call: Sysno::new(report.call as usize), errno }),
         (Status::Exited(code), None) if i32::from(code) > setup::NO_MAILBOX => {
             let errno = Errno::new(i32::from(code) - setup::NO_MAILBOX);
             return Err(Error::Setup { stage: SetupStage::Vault, call: Some(Sysno::mmap), errno });

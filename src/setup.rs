@@ -128,7 +128,8 @@ impl Plan<'_> {
 /// Exit status of the set-up task, plus the `errno`, when it could not even map the mailbox.
 pub const NO_MAILBOX: i32 = 100;
 
-type Step<T> = Result<T, (SetupStage, Option<Failed>)>;
+/// What was being done, the call that failed, as far as it is one that has a name, and what the kernel said.
+type Fault = (SetupStage, Option<Sysno>, Errno);
 
 /// Does it, and exits: 0 if T and U exist.
 pub fn run(plan: &Plan<'_>) -> ! {
@@ -139,28 +140,27 @@ pub fn run(plan: &Plan<'_>) -> ! {
     }
     let status = match steps(plan, mailbox) {
         Ok(()) => 0,
-        Err((stage, failed)) => {
+        Err((stage, call, errno)) => {
             // SAFETY: the mailbox is mapped, and no guest code runs yet.
             let setup = unsafe { &mut (*mailbox).setup };
             setup.stage = stage as u32;
-            if let Some(Failed(call, errno)) = failed {
-                (setup.call, setup.errno) = (call as u32, errno.into_raw() as u32);
-            }
+            setup.call = call.map_or(u32::MAX, |call| call as u32);
+            setup.errno = errno.into_raw() as u32;
             1
         }
     };
     sys::exit(status)
 }
 
-fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
-    let at = |stage| move |failed| (stage, Some(failed));
-    let call = |stage, call| move |errno| (stage, Some(Failed(call, errno)));
+fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Result<(), Fault> {
+    let at = |stage| move |Failed(call, errno)| (stage, Some(call), errno);
+    let call = |stage, call| move |errno| (stage, Some(call), errno);
     // SAFETY: it is the vault's memfd.
     unsafe { plan.layout.map_vault(plan.vault, !plan.defences().2) }.map_err(call(SetupStage::Vault, Sysno::mmap))?;
     // SAFETY: follows the supervisor into death.
     unsafe { sys::prctl(sys::PR_SET_PDEATHSIG, SIGKILL as usize) }.map_err(call(SetupStage::Parent, Sysno::prctl))?;
     if sys::pids().1 != plan.supervisor {
-        return Err((SetupStage::Parent, Some(Failed(Sysno::getppid, Errno::ESRCH))));
+        return Err((SetupStage::Parent, Some(Sysno::getppid), Errno::ESRCH));
     }
     for sig in 1..=NSIG {
         // A guest that reads its terminal from the background would have its process group, the supervisor included,
@@ -170,7 +170,7 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
         // SAFETY: neither action runs code. SIGKILL and SIGSTOP say EINVAL: theirs cannot be changed.
         match unsafe { sys::sigaction(sig, &action) } {
             Ok(()) | Err(Errno::EINVAL) => {}
-            Err(errno) => return Err((SetupStage::Handlers, Some(Failed(Sysno::rt_sigaction, errno)))),
+            Err(errno) => return Err((SetupStage::Handlers, Some(Sysno::rt_sigaction), errno)),
         }
     }
     let (audited, sealed, _) = plan.defences();
@@ -195,7 +195,7 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
     if let Some(fd) = plan.keep.iter().find(|fd| !sys::is_open(**fd)) {
         // SAFETY: the mailbox is mapped, and no guest code runs yet.
         unsafe { (*mailbox).setup.fd = *fd };
-        return Err((SetupStage::Keep, None));
+        return Err((SetupStage::Keep, None, Errno::EBADF));
     }
     if let Some(core) = plan.core {
         dumpable(core).map_err(at(SetupStage::Core))?;
@@ -204,11 +204,7 @@ fn steps(plan: &Plan<'_>, mailbox: *mut Mailbox) -> Step<()> {
     if sealed {
         match plan.layout.seal() {
             Ok(()) | Err(Errno::ENOSYS) => {}
-            Err(errno) => {
-                // SAFETY: the mailbox is mapped, and no guest code runs yet.
-                unsafe { (*mailbox).setup.errno = errno.into_raw() as u32 };
-                return Err((SetupStage::Seal, None));
-            }
+            Err(errno) => return Err((SetupStage::Seal, None, errno)),
         }
     }
     untrusted::adopt();
@@ -247,17 +243,17 @@ fn clone(
     Errno::from_ret(pid as usize).map(|pid| pid as u32)
 }
 
-fn report(mailbox: *mut Mailbox, refusal: Refusal) -> (SetupStage, Option<Failed>) {
+fn report(mailbox: *mut Mailbox, refusal: Refusal) -> Fault {
     match refusal {
-        Refusal::Proc(failed) => (SetupStage::Proc, Some(failed)),
+        Refusal::Proc(Failed(call, errno)) => (SetupStage::Proc, Some(call), errno),
         Refusal::Found { finding, fd, name, len } => {
             // SAFETY: the mailbox is mapped, and no guest code runs yet.
             let setup = unsafe { &mut (*mailbox).setup };
-            setup.errno = finding as u32;
+            setup.finding = finding as u32;
             setup.fd = fd;
             setup.name = name;
             setup.name_len = len.min(NAME_MAX) as u32;
-            (SetupStage::Audit, None)
+            (SetupStage::Audit, None, Errno::EPERM)
         }
     }
 }

@@ -81,7 +81,7 @@ LABEL asc_script_fail
     mov     $NR_EXIT, %eax
     int     $0x80
     ud2
-7:  sub     $STEP_SIZE, %esi
+7:  sub     $STEP_SIZE, %esi            # the step before
     jmp     asc_script_verdict
 
 LABEL asc_script_child                  # the new task: all it keeps of its creator is the vault

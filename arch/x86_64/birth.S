@@ -69,7 +69,7 @@ LABEL asc_script_fail
     mov     $NR_EXIT, %eax
     syscall
     ud2
-5:  sub     $STEP_SIZE, %r15
+5:  sub     $STEP_SIZE, %r15            # the step before
     jmp     asc_script
 
 LABEL asc_script_child                  # the new task: all it keeps of its creator is the vault

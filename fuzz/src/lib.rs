@@ -1,5 +1,6 @@
 //! What the fuzzing targets share: slow models, written down apart from the code that they judge, and mutators that know the
-//! formats.
+//! formats. The seeds are records of real crashes, and of the policies and requests that a run of four minutes grew the hundred
+//! that reached most that was new.
 
 #![deny(missing_docs)]
 

@@ -3,7 +3,7 @@
 //! Two rules. A pair's place is free only when its tasks are reaped, or when the kernel has shown that there never were
 //! any; and not before a T that it made has announced itself, because that began by what the pair's verdict says. And guest
 //! code runs in no pair that was not let go here (`Verdict::go`): a task that has not announced itself runs its birth
-//! script, says who it is before anything else, and stops at the gate.
+//! script, says who it is (again, until that is sent), and stops at the gate.
 //!
 //! What the kernel shows: where a T waits after a `clone` tells whether it made another T (`Verdict::bore`) or could not
 //! (`Verdict::ask`); a message in the socket of births carries its sender's process id; and that is nobody else's, because

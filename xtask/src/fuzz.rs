@@ -1,11 +1,11 @@
 //! `cargo xtask fuzz`: coverage-guided fuzzing of the targets of `fuzz/`, by stable Rust and a C++ compiler.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use wait_timeout::ChildExt;
 
 use crate::host::{self, Arch};
@@ -47,23 +47,28 @@ pub const NO_COMPILER: &str =
 const INPUT_LIMIT: u64 = 10;
 /// An input that takes more memory, in MiB, is a finding.
 const MEMORY_LIMIT: u64 = 2048;
+/// How long the short run of a target may take, in seconds.
+const SHORT_LIMIT: u64 = 60;
 /// How much longer than asked for a run may take to start and to stop.
 const SLACK: Duration = Duration::from_secs(120);
 
-/// The targets of a tree, built.
-pub struct Built {
-    /// `fuzz/` of the tree.
+/// Inputs of the short run that the tests make, which is the same each time.
+const SHORT: u32 = 100_000;
+
+/// The targets, built.
+struct Built {
+    /// `fuzz/`
     fuzz: PathBuf,
     /// Where the programs are.
     programs: PathBuf,
 }
 
 /// What a run showed.
-pub struct Ran {
+struct Ran {
     /// How it ended; `None` if it hung.
-    pub status: Option<ExitStatus>,
+    status: Option<ExitStatus>,
     /// What libFuzzer said.
-    pub said: String,
+    said: String,
 }
 
 /// Runs it. Whether nothing was found.
@@ -72,10 +77,10 @@ pub struct Ran {
 /// There is no C++ compiler, no such target, or the build fails.
 pub fn run(options: &Options) -> Result<bool> {
     let targets = match &options.target {
-        None => targets(&root())?,
+        None => targets()?,
         Some(name) => vec![known(name)?],
     };
-    let built = Built::new(&root(), &root().join("target/fuzz"))?;
+    let built = Built::new()?;
     if let (Some(file), [target]) = (&options.replay, &targets[..]) {
         let ran = built.libfuzzer(target, &[], std::slice::from_ref(file), INPUT_LIMIT)?;
         print!("{}", ran.said);
@@ -88,38 +93,38 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(good)
 }
 
-/// A step of the tests: every target accepts its seeds.
+/// A step of the tests: every target accepts its seeds, and what a short run makes of them. What was run.
 ///
 /// # Errors
-/// The build fails, or a target does not accept a seed.
-pub fn check_seeds() -> Result<()> {
-    let built = Built::new(&root(), &root().join("target/fuzz"))?;
-    for target in targets(&root())? {
-        if !built.replay(&target)? {
-            bail!("{target} fails on a seed");
-        }
+/// The build fails, or a target finds something.
+pub fn check() -> Result<String> {
+    let built = Built::new()?;
+    let targets = targets()?;
+    for target in &targets {
+        let short = ["-seed=1".to_owned(), format!("-runs={SHORT}")];
+        ensure!(built.replay(target)?, "{target} fails on a seed");
+        let grows = tempfile::tempdir()?; // libFuzzer adds to the first folder
+        let ran = built.libfuzzer(target, &short, &[grows.path().to_owned(), built.seeds(target)], SHORT_LIMIT)?;
+        ensure!(built.told(target, &ran), "{target} finds something");
     }
-    Ok(())
+    Ok(format!("{SHORT} inputs each: {}", targets.join(", ")))
 }
 
-/// The names of all targets of a tree.
-fn targets(tree: &Path) -> Result<Vec<String>> {
-    let folder = tree.join("fuzz/fuzz_targets");
-    let files = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+/// The names of all targets.
+fn targets() -> Result<Vec<String>> {
+    let folder = root().join("fuzz/fuzz_targets");
     let mut names = Vec::new();
-    for file in files {
-        let path = file?.path();
-        names
-            .extend(path.file_stem().filter(|_| path.extension().is_some_and(|e| e == "rs")).map(|s| s.to_os_string()));
+    for file in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let name = file?.file_name();
+        names.extend(name.to_str().and_then(|name| name.strip_suffix(".rs")).map(str::to_owned));
     }
-    let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
     names.sort();
     Ok(names)
 }
 
 /// A target's name, if there is such a target.
 fn known(name: &str) -> Result<String> {
-    let all = targets(&root())?;
+    let all = targets()?;
     if !all.iter().any(|target| target == name) {
         bail!("`{name}` is none of the targets {}", all.join(", "));
     }
@@ -145,28 +150,22 @@ impl Ran {
 }
 
 impl Built {
-    /// Builds the targets of the tree at `tree`.
-    ///
-    /// # Errors
-    /// There is no C++ compiler, or the build fails.
-    pub fn new(tree: &Path, target_dir: &Path) -> Result<Self> {
+    /// Builds them.
+    fn new() -> Result<Self> {
         if host::find(COMPILER).is_none() {
             bail!(NO_COMPILER);
         }
-        let triple = Arch::X86_64.triple();
+        let (fuzz, target_dir, triple) = (root().join("fuzz"), root().join("target/fuzz"), Arch::X86_64.triple());
         let mut cargo = Command::new("cargo");
-        cargo.env("CARGO_TARGET_DIR", target_dir).env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+        cargo.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
         // A target of its own, so that the flags are not those of build scripts and macros.
-        cargo.current_dir(tree.join("fuzz")).args(["build", "--quiet", "--release", "--bins", "--target", triple]);
+        cargo.current_dir(&fuzz).args(["build", "--quiet", "--release", "--bins", "--target", triple]);
         host::run(&mut cargo).context("fuzzing targets")?;
-        Ok(Self { fuzz: tree.join("fuzz"), programs: target_dir.join(triple).join("release") })
+        Ok(Self { fuzz, programs: target_dir.join(triple).join("release") })
     }
 
     /// Runs a target by libFuzzer for at most `seconds`.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn libfuzzer(&self, target: &str, options: &[String], inputs: &[PathBuf], seconds: u64) -> Result<Ran> {
+    fn libfuzzer(&self, target: &str, options: &[String], inputs: &[PathBuf], seconds: u64) -> Result<Ran> {
         let artifacts = self.fuzz.join("artifacts").join(target);
         fs::create_dir_all(&artifacts)?;
         let log = artifacts.join("log");
@@ -195,33 +194,18 @@ impl Built {
     fn fuzz(&self, target: &str, seconds: u64) -> Result<bool> {
         let corpus = self.fuzz.join("corpus").join(target);
         fs::create_dir_all(&corpus)?;
-        let ran = self.grow(target, seconds, &[corpus, self.seeds(target)])?;
+        let options = [format!("-max_total_time={seconds}"), "-print_final_stats=1".to_owned()];
+        let ran = self.libfuzzer(target, &options, &[corpus, self.seeds(target)], seconds)?;
         if ran.good() {
             let number = |word| ran.number(word).unwrap_or(0);
             let (runs, edges) = (number("stat::number_of_executed_units:"), number("cov: "));
             println!("{target}: {runs} runs in {seconds} s, {edges} edges, nothing found");
-        } else {
-            self.tell(target, &ran);
         }
-        Ok(ran.good())
-    }
-
-    /// Fuzzes from these folders; the first one grows.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn grow(&self, target: &str, seconds: u64, folders: &[PathBuf]) -> Result<Ran> {
-        let mut options = vec![format!("-max_total_time={seconds}"), "-print_final_stats=1".to_owned()];
-        let words = self.fuzz.join("dictionaries").join(target);
-        if words.exists() {
-            options.push(format!("-dict={}", words.display()));
-        }
-        let there: Vec<PathBuf> = folders.iter().filter(|folder| folder.exists()).cloned().collect();
-        self.libfuzzer(target, &options, &there, seconds)
+        Ok(self.told(target, &ran))
     }
 
     /// The folder of a target's seeds.
-    pub fn seeds(&self, target: &str) -> PathBuf {
+    fn seeds(&self, target: &str) -> PathBuf {
         self.fuzz.join("seeds").join(target)
     }
 
@@ -237,14 +221,15 @@ impl Built {
         let ran = self.libfuzzer(target, &[], &seeds, INPUT_LIMIT * seeds.len() as u64)?;
         if ran.good() {
             println!("{target}: {} seeds", seeds.len());
-        } else {
-            self.tell(target, &ran);
         }
-        Ok(ran.good())
+        Ok(self.told(target, &ran))
     }
 
-    /// Says what was found, and how to see it again.
-    fn tell(&self, target: &str, ran: &Ran) {
+    /// Whether nothing was found; else says what, and how to see it again.
+    fn told(&self, target: &str, ran: &Ran) -> bool {
+        if ran.good() {
+            return true;
+        }
         let lines: Vec<&str> = ran.said.lines().collect();
         println!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
         match (ran.artifact(), ran.status) {
@@ -252,5 +237,6 @@ impl Built {
             (None, Some(status)) => println!("{target}: ended with {status}"),
             (None, None) => println!("{target}: hung"),
         }
+        false
     }
 }

@@ -123,15 +123,14 @@ impl Asked<'_> {
         self.others(errno)
     }
 
-    /// Whether it is the call of this name.
-    pub fn is(&self, name: &str) -> bool {
-        super::name(self.nr) == name
+    /// What the call is called.
+    pub fn name(&self) -> &'static str {
+        super::name(self.nr)
     }
 
-    /// The one of these names that the call has.
-    pub fn one_of(&self, names: &[&'static str]) -> Option<&'static str> {
-        let name = super::name(self.nr);
-        names.iter().copied().find(|listed| *listed == name)
+    /// Whether it is the call of this name.
+    pub fn is(&self, name: &str) -> bool {
+        self.name() == name
     }
 
     /// The bytes that were carried as number `i`, without a path's zero.
@@ -157,48 +156,18 @@ impl Asked<'_> {
 
     fn carries(&self) -> Vec<Carried> {
         use Carried::{Bytes, Path};
-        let one_path = &[
-            "open",
-            "creat",
-            "stat",
-            "lstat",
-            "access",
-            "readlink",
-            "mkdir",
-            "rmdir",
-            "unlink",
-            "chmod",
-            "truncate",
-            "statfs",
-            "chdir",
-            "openat",
-            "statx",
-            "faccessat",
-            "faccessat2",
-            "readlinkat",
-            "mkdirat",
-            "unlinkat",
-            "fchmodat",
-            "newfstatat",
-        ];
-        let two_paths = &["rename", "link", "symlink", "renameat", "renameat2", "linkat", "symlinkat"];
         let [_, _, c, d, e, f] = self.args;
-        if self.one_of(one_path).is_some() {
-            vec![Path]
-        } else if self.one_of(two_paths).is_some() {
-            vec![Path, Path]
-        } else if self.is("openat2") && d >= 24 {
-            vec![Path, Bytes(24)]
-        } else if self.is("utimensat") && c != 0 {
-            vec![Path, Bytes(32)]
-        } else if self.is("utimensat") {
-            vec![Path]
-        } else if self.is("bind") || self.is("connect") {
-            vec![Bytes(c)]
-        } else if self.is("sendto") && e != 0 {
-            vec![Bytes(f)]
-        } else {
-            vec![]
+        match self.name() {
+            "open" | "creat" | "stat" | "lstat" | "access" | "readlink" | "mkdir" | "rmdir" | "unlink" | "chmod"
+            | "truncate" | "statfs" | "chdir" | "openat" | "statx" | "faccessat" | "faccessat2" | "readlinkat"
+            | "mkdirat" | "unlinkat" | "fchmodat" | "newfstatat" => vec![Path],
+            "rename" | "link" | "symlink" | "renameat" | "renameat2" | "linkat" | "symlinkat" => vec![Path, Path],
+            "openat2" if d >= 24 => vec![Path, Bytes(24)],
+            "utimensat" if c != 0 => vec![Path, Bytes(32)],
+            "utimensat" => vec![Path],
+            "bind" | "connect" => vec![Bytes(c)],
+            "sendto" if e != 0 => vec![Bytes(f)],
+            _ => vec![],
         }
     }
 
@@ -292,11 +261,10 @@ impl Asked<'_> {
             }
             return Ok(Some(only(self.nr, [a, b, c, d, e, f])));
         }
-        match self.one_of(&["munmap", "msync", "mincore", "mprotect", "madvise", "mremap", "brk"]) {
-            None => return Ok(None),
-            Some("brk") if a >= self.own.0 && a < self.own.1 => return Err(libc::ENOMEM),
-            Some("brk") => {}
-            Some(name) => {
+        match self.name() {
+            "brk" if a >= self.own.0 && a < self.own.1 => return Err(libc::ENOMEM),
+            "brk" => {}
+            name @ ("munmap" | "msync" | "mincore" | "mprotect" | "madvise" | "mremap") => {
                 self.free(a, b)?;
                 match name {
                     "mincore" => self.outside(&[c])?,
@@ -335,6 +303,7 @@ impl Asked<'_> {
                     _ => {}
                 }
             }
+            _ => return Ok(None),
         }
         Ok(Some(only(self.nr, self.args)))
     }
@@ -371,10 +340,10 @@ impl Asked<'_> {
             let tls = (a & libc::CLONE_SETTLS as usize != 0).then_some(e as u64);
             return Ok(Want::Clone { tls, ids: a & sum(&ids), tids: [c, d] });
         }
-        match self.one_of(&["exit_group", "tgkill", "tkill", "kill"]) {
-            Some("exit_group") if threads => Ok(Want::ExitGroup),
-            Some("tgkill") if self.model.signals => Ok(Want::Signal(b as u32, c as i32)),
-            Some("tkill" | "kill") if self.model.signals => Ok(Want::Signal(a as u32, b as i32)),
+        match self.name() {
+            "exit_group" if threads => Ok(Want::ExitGroup),
+            "tgkill" if self.model.signals => Ok(Want::Signal(b as u32, c as i32)),
+            "tkill" | "kill" if self.model.signals => Ok(Want::Signal(a as u32, b as i32)),
             _ => Err(errno),
         }
     }

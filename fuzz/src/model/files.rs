@@ -310,48 +310,30 @@ fn fcntl(asked: &Asked<'_>) -> Decided<Want> {
 /// Calls on files.
 pub fn decide(asked: &Asked<'_>) -> Decided<Option<Want>> {
     let [a, b, c, d, ..] = asked.args;
-    let all = &[
-        "open",
-        "creat",
-        "openat",
-        "openat2",
-        "stat",
-        "lstat",
-        "newfstatat",
-        "statx",
-        "access",
-        "faccessat",
-        "faccessat2",
-        "statfs",
-        "fcntl",
-        "flock",
-        "getcwd",
-        "readlinkat",
-    ];
     let nofollow = libc::AT_SYMLINK_NOFOLLOW as usize;
-    let want = match asked.one_of(all) {
-        Some("open") => open(asked, CWD, b, c)?,
-        Some("creat") => open(asked, CWD, bits(&[libc::O_CREAT, libc::O_WRONLY, libc::O_TRUNC]), b)?,
-        Some("openat") => open(asked, a, c, d)?,
-        Some("openat2") => openat2(asked)?,
-        Some("stat") => stat(asked, CWD, 0, b)?,
-        Some("lstat") => stat(asked, CWD, nofollow, b)?,
-        Some("newfstatat") => stat(asked, a, d, c)?,
-        Some("statx") => statx(asked)?,
-        Some("access") => access(asked, CWD, b, 0)?,
-        Some("faccessat") => access(asked, a, c, 0)?,
-        Some("faccessat2") => access(asked, a, c, d)?,
-        Some("statfs") => statfs(asked, b)?,
-        Some("fcntl") => fcntl(asked)?,
-        Some("flock") => {
+    let want = match asked.name() {
+        "open" => open(asked, CWD, b, c)?,
+        "creat" => open(asked, CWD, bits(&[libc::O_CREAT, libc::O_WRONLY, libc::O_TRUNC]), b)?,
+        "openat" => open(asked, a, c, d)?,
+        "openat2" => openat2(asked)?,
+        "stat" => stat(asked, CWD, 0, b)?,
+        "lstat" => stat(asked, CWD, nofollow, b)?,
+        "newfstatat" => stat(asked, a, d, c)?,
+        "statx" => statx(asked)?,
+        "access" => access(asked, CWD, b, 0)?,
+        "faccessat" => access(asked, a, c, 0)?,
+        "faccessat2" => access(asked, a, c, d)?,
+        "statfs" => statfs(asked, b)?,
+        "fcntl" => fcntl(asked)?,
+        "flock" => {
             asked.guests(a)?;
             if !asked.model.locks_and_flags {
                 return Err(libc::EPERM);
             }
             only(asked.nr, [a, b, 0, 0, 0, 0])
         }
-        Some("getcwd") => Want::Getcwd(b),
-        Some("readlinkat") if a as i32 != libc::AT_FDCWD => readlinkat(asked, a, c, d)?,
+        "getcwd" => Want::Getcwd(b),
+        "readlinkat" if a as i32 != libc::AT_FDCWD => readlinkat(asked, a, c, d)?,
         _ => return changes::decide(asked),
     };
     Ok(Some(want))

@@ -31,25 +31,8 @@ pub fn decide(asked: &Asked<'_>) -> Decided<Option<Want>> {
     let kind = b & 0xf;
     let known_kind =
         [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].iter().any(|known| *known as usize == kind);
-    let all = &[
-        "socket",
-        "socketpair",
-        "connect",
-        "bind",
-        "sendto",
-        "listen",
-        "recvfrom",
-        "accept4",
-        "accept",
-        "shutdown",
-        "getsockname",
-        "getpeername",
-        "setsockopt",
-        "getsockopt",
-    ];
-    match asked.one_of(all) {
-        None => return Ok(None),
-        Some("socket") => {
+    match asked.name() {
+        "socket" => {
             let family = asked.model.families.iter().find(|(family, _)| usize::from(*family) == a);
             let (family, addresses) = family.ok_or(libc::EAFNOSUPPORT)?;
             if !known_kind || addresses.is_empty() {
@@ -59,26 +42,27 @@ pub fn decide(asked: &Asked<'_>) -> Decided<Option<Want>> {
                 return Err(libc::EPROTONOSUPPORT);
             }
         }
-        Some("socketpair") => {
+        "socketpair" => {
             if a != libc::AF_UNIX as usize || !known_kind {
                 return Err(libc::EAFNOSUPPORT);
             }
             asked.outside(&[d])?;
         }
-        Some("connect" | "bind") => {
+        "connect" | "bind" => {
             asked.guests(a)?;
             let args = vec![Arg::Is(a), address(asked)?, Arg::Is(c), Arg::Is(0), Arg::Is(0), Arg::Is(0)];
             return Ok(Some(Want::Script(vec![one(asked.nr, args)])));
         }
-        Some("sendto") => {
+        "sendto" => {
             asked.guests(a)?;
             asked.outside(&[b])?;
             let to = if e == 0 { Arg::Is(0) } else { address(asked)? };
             let args = vec![Arg::Is(a), Arg::Is(b), Arg::Is(c), Arg::Is(d), to, Arg::Is(f)];
             return Ok(Some(Want::Script(vec![one(asked.nr, args)])));
         }
-        Some("listen") if !asked.model.listen => return Err(libc::EACCES),
-        Some(name) => {
+        "listen" if !asked.model.listen => return Err(libc::EACCES),
+        name @ ("listen" | "recvfrom" | "accept4" | "accept" | "shutdown" | "getsockname" | "getpeername"
+        | "setsockopt" | "getsockopt") => {
             asked.guests(a)?;
             asked.outside(&asked.args)?;
             let option = (b as u32, c as u32);
@@ -86,6 +70,7 @@ pub fn decide(asked: &Asked<'_>) -> Decided<Option<Want>> {
                 return Err(libc::ENOPROTOOPT);
             }
         }
+        _ => return Ok(None),
     }
     Ok(Some(only(asked.nr, asked.args)))
 }

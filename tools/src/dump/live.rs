@@ -10,22 +10,18 @@
 //! the rest of a sandbox. One that ends it early looks like anybody else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ascetic::fault::classify::Class;
-use ascetic::fault::record::{Arch, CODE_AROUND, NEAR, STACK_MAX, THREAD_STACK_MAX};
+use ascetic::fault::record::Arch;
 
 use super::core::{call_args, classified};
 use super::notes::{self, SigInfo};
-use super::{Dump, Exception, Facts, Origin, Registers, Role, Thread, Way};
+use super::{Dump, Exception, Facts, Origin, Registers, Role, Thread, Way, reading};
 
-/// Bytes below the stack pointer that belong to a function (System V ABI, x86_64).
-const RED_ZONE: u64 = 128;
 /// Bytes of extended state, at most.
 const EXTENDED_MAX: usize = 64 << 10;
 /// How long memory may take to be read, and files, unless somebody says.
@@ -241,11 +237,10 @@ impl Tracer {
         self.tasks.insert(pid, role);
     }
 
-    /// Follows the tasks until all have ended, or something could not be read in time. Who then still reads may keep the tasks
-    /// from changing their memory, which they do when they end (`mmap_lock`, `access_remote_vm` in mm/memory.c): this process
-    /// should exit, which ends that and the tracing. When one crashes, `look` is given what there was to see while the tasks stood
-    /// still: once, at the end if only then it is clear that it was a crash. `begin` and `end` are called around each time that
-    /// tasks stand still.
+    /// Follows the tasks until all have ended, or something could not be read in time: whoever still reads then keeps the tasks
+    /// from ending (`reading.rs`), until this process exits. When one crashes, `look` is given what there was to see while the
+    /// tasks stood still: once, at the end if only then it is clear that it was a crash. `begin` and `end` are called around
+    /// each time that tasks stand still.
     ///
     /// # Errors
     /// The kernel's.
@@ -363,7 +358,7 @@ impl Tracer {
         // All have the same memory; who has ended has none.
         let whose = threads.first().map_or(pid, |(there, ..)| *there);
         let mut late = Vec::new();
-        let mut facts = within(self.patience, move || Facts::of_process(whose)).unwrap_or_else(|| {
+        let mut facts = reading::within(self.patience, move || Facts::of_process(whose)).unwrap_or_else(|| {
             late.push(format!("what /proc says of {whose}: not read in {:?}", self.patience));
             Facts::default()
         });
@@ -377,14 +372,8 @@ impl Tracer {
         }
         let arch = threads.first().map_or(Arch::X86_64, |(_, arch, _)| *arch);
         let places: Vec<_> = threads.iter().map(|(id, _, registers)| (*id, registers.clone())).collect();
-        let read = within(self.patience, move || memory(arch, pid, &places));
-        let mut dump = read.unwrap_or_else(|| {
-            late.push(format!("memory: not read in {:?}", self.patience));
-            Dump::new(arch, Way::Ptrace)
-        });
+        let mut dump = Dump::new(arch, Way::Ptrace);
         dump.add_facts(&facts);
-        self.late |= !late.is_empty();
-        dump.missing.extend(late);
         if threads.first().is_none_or(|(first, ..)| *first != pid) {
             let role = self.tasks.get(&pid).copied().unwrap_or(Role::Guest);
             let registers = Err("it was killed, and gone before anybody could look".to_owned());
@@ -395,11 +384,11 @@ impl Tracer {
         }
         // What the address of the fault leads to is of interest, too.
         dump.exception = Some(exception.clone());
-        let ranges = dump.pointers().into_iter().map(|at| (at.saturating_sub(NEAR[0] as u64), NEAR[0] + NEAR[1]));
-        if !read_within(self.patience, &mut dump, pid, ranges.collect()) {
-            dump.missing.push(format!("memory that registers lead to: not read in {:?}", self.patience));
-            self.late = true;
+        if !reading::memory(self.patience, &mut dump, pid, places) {
+            late.push(format!("memory that registers lead to: not read in {:?}", self.patience));
         }
+        self.late |= !late.is_empty();
+        dump.missing.extend(late);
         dump.add_tasks(&facts, "it did not stop in time");
         let class = if exception.denied.is_some() { Class::DeniedCall } else { classified(&dump, exception) };
         if exception.denied.is_some() && arch == Arch::X86_64 && call_arch(pid) == Some(Arch::X86) {
@@ -479,63 +468,6 @@ impl Tracer {
     }
 }
 
-/// What somebody else does, if it is done in time. Reading memory or files of a guest's choosing can take for ever (FUSE, a network),
-/// and no signal need end it then, SIGKILL included: a thread that does it must not be the one that traces, which keeps the tasks
-/// for as long as it lives.
-fn within<T: Send + 'static>(patience: Duration, what: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (done, is_done) = mpsc::channel();
-    thread::spawn(move || {
-        // Who has lost patience does not hear it.
-        let _ = done.send(what());
-    });
-    is_done.recv_timeout(patience).ok()
-}
-
-/// Adds ranges of a task's memory (from, length) to a dump, as far as they can be read in time; whether all could. As [`within`],
-/// but what was read before the time was up is kept.
-fn read_within(patience: Duration, dump: &mut Dump, pid: u32, ranges: Vec<(u64, usize)>) -> bool {
-    let (send, pieces) = mpsc::channel();
-    let arch = dump.arch;
-    thread::spawn(move || {
-        let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { return };
-        for (from, len) in ranges {
-            let mut piece = Dump::new(arch, Way::Ptrace);
-            copy(&mut piece, &memory, from, len);
-            // Who has lost patience does not hear it.
-            let _ = send.send(piece.memory);
-        }
-    });
-    let until = Instant::now() + patience;
-    loop {
-        match pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(memory) => memory.iter().for_each(|piece| dump.add_memory(piece.address, &piece.bytes)),
-            Err(end) => return end == mpsc::RecvTimeoutError::Disconnected,
-        }
-    }
-}
-
-/// The memory that registers lead to, of a task that crashed and others.
-fn memory(arch: Arch, crashed: u32, places: &[(u32, Registers)]) -> Dump {
-    let mut dump = Dump::new(arch, Way::Ptrace);
-    for (pid, registers) in places {
-        near(&mut dump, *pid, registers, if *pid == crashed { STACK_MAX } else { THREAD_STACK_MAX });
-    }
-    dump
-}
-
-/// Adds the memory that a task's registers lead to.
-fn near(dump: &mut Dump, pid: u32, registers: &Registers, stack: usize) {
-    let arch = dump.arch;
-    let at = |place: Option<u64>| place.unwrap_or(0);
-    let (pc, sp, fp) = (at(registers.pc(arch)), at(registers.sp(arch)), at(registers.fp(arch)));
-    let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { return };
-    copy(dump, &memory, pc.saturating_sub(CODE_AROUND as u64), 2 * CODE_AROUND);
-    copy(dump, &memory, sp.saturating_sub(RED_ZONE), stack);
-    if dump.read(sp, 1).is_empty() {
-        copy(dump, &memory, fp, stack); // the stack pointer leads nowhere
-    }
-}
-
 /// Adds a thread.
 fn thread(dump: &mut Dump, facts: &Facts, pid: u32, registers: Registers) {
     let task = facts.tasks.iter().find(|task| task.id == pid);
@@ -546,20 +478,6 @@ fn thread(dump: &mut Dump, facts: &Facts, pid: u32, registers: Registers) {
         registers: Ok(registers),
         origin: Origin::Kernel,
     });
-}
-
-/// Copies what there is of a range, page by page.
-fn copy(dump: &mut Dump, memory: &File, from: u64, len: usize) {
-    let mut page = [0; 4096];
-    let (mut at, end) = (from, from.saturating_add(len as u64));
-    while at < end {
-        let want = (4096 - at % 4096).min(end - at) as usize;
-        match memory.read_at(&mut page[..want], at) {
-            Ok(n) if n > 0 => dump.add_memory(at, &page[..n]),
-            _ => {}
-        }
-        at += want as u64;
-    }
 }
 
 /// Registers of a task that has stopped, and the number of the call that it is in.

@@ -17,6 +17,7 @@ pub mod minidump;
 mod model;
 mod names;
 mod notes;
+mod reading;
 pub mod receive;
 pub mod record;
 pub mod report;
