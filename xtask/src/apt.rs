@@ -96,6 +96,23 @@ impl Apt {
             .with_context(|| format!("cannot download the Debian package {package}:{}{errors}", arch.debian()))
     }
 
+    /// Unpacks `packages` of x86_64 below `dir`, and all that they depend on but `without`.
+    ///
+    /// # Errors
+    /// As [`Self::download`] and [`unpack`].
+    pub fn unpack_all(&self, packages: Vec<String>, without: &[&str], suites: &[&str], dir: &Path) -> Result<()> {
+        let mut seen: HashSet<String> = without.iter().map(|&name| name.to_owned()).collect();
+        let mut left = packages;
+        while let Some(package) = left.pop() {
+            if seen.insert(package.clone()) {
+                let deb = self.download(&package, None, Arch::X86_64, suites)?;
+                unpack(&deb, dir)?;
+                left.extend(dependencies(&deb)?);
+            }
+        }
+        Ok(())
+    }
+
     /// The state for `suite` and `arch`, its configuration written anew.
     fn state(&self, suite: &str, arch: Arch) -> Result<State> {
         let state = State { dir: self.cache.join("apt").join(format!("{suite}-{}", arch.debian())) };

@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: coverage-guided fuzzing of the targets of `fuzz/`, by stable Rust and a C++ compiler.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use wait_timeout::ChildExt;
 
 use crate::host::{self, Arch};
-use crate::root;
+use crate::{coverage, root};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -61,6 +61,8 @@ struct Built {
     fuzz: PathBuf,
     /// Where the programs are.
     programs: PathBuf,
+    /// Where the profiling runtime writes what it counted, in a build that counts.
+    counts: Option<PathBuf>,
 }
 
 /// What a run showed.
@@ -80,7 +82,7 @@ pub fn run(options: &Options) -> Result<bool> {
         None => targets()?,
         Some(name) => vec![known(name)?],
     };
-    let built = Built::new()?;
+    let built = Built::new(&root().join("target/fuzz"), &[])?;
     if let (Some(file), [target]) = (&options.replay, &targets[..]) {
         let ran = built.libfuzzer(target, &[], std::slice::from_ref(file), INPUT_LIMIT)?;
         print!("{}", ran.said);
@@ -98,16 +100,18 @@ pub fn run(options: &Options) -> Result<bool> {
 /// # Errors
 /// The build fails, or a target finds something.
 pub fn check() -> Result<String> {
-    let built = Built::new()?;
-    let targets = targets()?;
-    for target in &targets {
-        let short = ["-seed=1".to_owned(), format!("-runs={SHORT}")];
-        ensure!(built.replay(target)?, "{target} fails on a seed");
-        let grows = tempfile::tempdir()?; // libFuzzer adds to the first folder
-        let ran = built.libfuzzer(target, &short, &[grows.path().to_owned(), built.seeds(target)], SHORT_LIMIT)?;
-        ensure!(built.told(target, &ran), "{target} finds something");
-    }
-    Ok(format!("{SHORT} inputs each: {}", targets.join(", ")))
+    let built = Built::new(&root().join("target/fuzz"), &[])?;
+    Ok(format!("{SHORT} inputs each: {}", built.short()?.join(", ")))
+}
+
+/// Makes the short run with programs that count which lines ran, and write that into `raw`. The programs.
+///
+/// # Errors
+/// As [`check`].
+pub fn counted(target_dir: &Path, raw: &Path) -> Result<Vec<PathBuf>> {
+    let mut built = Built::new(target_dir, &[coverage::FLAG])?;
+    built.counts = Some(raw.join("fuzz-%p.profraw"));
+    Ok(built.short()?.iter().map(|target| built.programs.join(target)).collect())
 }
 
 /// The names of all targets.
@@ -150,18 +154,32 @@ impl Ran {
 }
 
 impl Built {
-    /// Builds them.
-    fn new() -> Result<Self> {
+    /// Builds them in a folder, with flags more.
+    fn new(target_dir: &Path, more: &[&str]) -> Result<Self> {
         if host::find(COMPILER).is_none() {
             bail!(NO_COMPILER);
         }
-        let (fuzz, target_dir, triple) = (root().join("fuzz"), root().join("target/fuzz"), Arch::X86_64.triple());
+        let (fuzz, triple) = (root().join("fuzz"), Arch::X86_64.triple());
         let mut cargo = Command::new("cargo");
-        cargo.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+        cargo.env("CARGO_TARGET_DIR", target_dir);
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", [&FLAGS[..], more].concat().join("\x1f"));
         // A target of its own, so that the flags are not those of build scripts and macros.
         cargo.current_dir(&fuzz).args(["build", "--quiet", "--release", "--bins", "--target", triple]);
         host::run(&mut cargo).context("fuzzing targets")?;
-        Ok(Self { fuzz, programs: target_dir.join(triple).join("release") })
+        Ok(Self { fuzz, programs: target_dir.join(triple).join("release"), counts: None })
+    }
+
+    /// Runs each target over its seeds, and over what a short run makes of them. The targets.
+    fn short(&self) -> Result<Vec<String>> {
+        let targets = targets()?;
+        for target in &targets {
+            let short = ["-seed=1".to_owned(), format!("-runs={SHORT}")];
+            ensure!(self.replay(target)?, "{target} fails on a seed");
+            let grows = tempfile::tempdir()?; // libFuzzer adds to the first folder
+            let ran = self.libfuzzer(target, &short, &[grows.path().to_owned(), self.seeds(target)], SHORT_LIMIT)?;
+            ensure!(self.told(target, &ran), "{target} finds something");
+        }
+        Ok(targets)
     }
 
     /// Runs a target by libFuzzer for at most `seconds`.
@@ -177,6 +195,7 @@ impl Built {
             .arg(format!("-rss_limit_mb={MEMORY_LIMIT}"))
             .args(options)
             .args(inputs)
+            .envs(self.counts.iter().map(|file| ("LLVM_PROFILE_FILE", file)))
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)

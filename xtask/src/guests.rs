@@ -1,12 +1,12 @@
 //! Builds the freestanding programs of `tests/guests`, and `ways` of `tests/ways`, which QEMU runs beside them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::host::{self, Arch};
-use crate::{cache, i686, root};
+use crate::{cache, coverage, i686, root};
 
 /// At a fixed address, because nothing relocates them; with frame pointers, for backtraces.
 const FLAGS: [&str; 2] = ["-Crelocation-model=static", "-Cforce-frame-pointers=yes"];
@@ -38,12 +38,24 @@ pub fn ways() -> Result<PathBuf> {
     Ok(target_dir.join(triple).join("release/ways"))
 }
 
+/// Builds the programs for x86_64 so that they write down which lines ran, as `PID.profraw` in the folder where they run.
+///
+/// # Errors
+/// The build fails.
+pub fn counted() -> Result<Programs> {
+    let target_dir = root().join("target/coverage/guests");
+    let flags = [&FLAGS[..], &[coverage::FLAG]].concat().join("\x1f");
+    let mut cargo = Command::new("cargo");
+    cargo.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", flags);
+    finish(Arch::X86_64, cargo, &target_dir, &["--features", "coverage"])
+}
+
 /// Builds the programs for `arch`, with the toolchain that can.
 ///
 /// # Errors
 /// There is no toolchain for i686, or the build fails.
 pub fn build(arch: Arch) -> Result<Programs> {
-    let (mut cargo, target_dir) = match arch {
+    let (cargo, target_dir) = match arch {
         Arch::X86_64 => {
             let target_dir = root().join("target/guests");
             let mut cargo = Command::new("cargo");
@@ -55,8 +67,14 @@ pub fn build(arch: Arch) -> Result<Programs> {
             (toolchain.cargo(&FLAGS), toolchain.target_dir)
         }
     };
+    finish(arch, cargo, &target_dir, &[])
+}
+
+/// Builds them by a cargo that is set up for it.
+fn finish(arch: Arch, mut cargo: Command, target_dir: &Path, more: &[&str]) -> Result<Programs> {
     cargo.current_dir(root()).args(["build", "--quiet", "--release", "--package", "ascetic-guests"]);
-    host::run(cargo.args(["--target", arch.triple()])).with_context(|| format!("guest programs for {arch}"))?;
+    host::run(cargo.args(["--target", arch.triple()]).args(more))
+        .with_context(|| format!("guest programs for {arch}"))?;
     let dir = target_dir.join(arch.triple()).join("release");
     Ok(Programs { arch, guests: dir.join("guests"), demo: dir.join("demo") })
 }

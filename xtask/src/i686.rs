@@ -3,7 +3,6 @@
 //! rustup's i686 target is used if it is there or can be added. Otherwise Debian has the same thing precompiled: an
 //! amd64 rustc with a `core` for i386 of the same version. Its packages are unpacked in the cache, not installed.
 
-use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -137,15 +136,7 @@ fn unpack_packages(cache: &Path, dir: &Path) -> Result<()> {
             libraries = apt::dependencies(&deb)?;
         }
     }
-    let mut seen = BTreeSet::from(HOST_LIBRARIES.map(str::to_owned));
-    while let Some(package) = libraries.pop() {
-        if seen.insert(package.clone()) {
-            let deb = apt.download(&package, None, Arch::X86_64, &SUITES)?;
-            apt::unpack(&deb, dir)?;
-            libraries.extend(apt::dependencies(&deb)?);
-        }
-    }
-    Ok(())
+    apt.unpack_all(libraries, &HOST_LIBRARIES, &SUITES, dir)
 }
 
 /// The first version that all `parts` are there in: one archive may be ahead for one architecture.

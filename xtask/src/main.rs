@@ -7,6 +7,7 @@ mod attacks;
 mod audit;
 mod bench;
 mod capi;
+mod coverage;
 mod demo;
 mod fuzz;
 mod guests;
@@ -55,6 +56,8 @@ enum Task {
     Live(live::Options),
     /// Fuzzes, guided by coverage, what takes bytes that a guest may have written
     Fuzz(fuzz::Options),
+    /// Counts which lines of policy, broker, decoder and collector the tests and a short fuzzing run reach
+    Coverage(coverage::Options),
     /// Has each system call of a sandbox's life fail in turn, and looks that nothing hangs or is left
     Inject(inject::Options),
     /// Measures calls, spawns and faults beside what others do, and draws a plot
@@ -102,6 +105,7 @@ fn main() -> ExitCode {
         Task::Attacks(options) => attacks::run(&options),
         Task::Live(options) => live::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Coverage(options) => coverage::run(&options),
         Task::Inject(options) => inject::run(&options),
         Task::Bench { quick } => bench::run(&root(), quick).map(|()| true),
         Task::Audit { verbose } => audit::run(verbose),

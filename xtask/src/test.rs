@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -308,8 +308,14 @@ fn natively(tally: &mut Tally, programs: &Programs, options: &Options) -> Result
 
 /// Runs one case; returns its end and what it printed.
 pub fn case(programs: &Programs, name: &str, long: bool) -> Result<(String, String)> {
+    case_in(Path::new("."), programs, name, long)
+}
+
+/// Runs one case in a folder.
+pub fn case_in(folder: &Path, programs: &Programs, name: &str, long: bool) -> Result<(String, String)> {
     let mut output = tempfile::tempfile()?;
     let mut child = Command::new(&programs.guests)
+        .current_dir(folder)
         .args([if long { "long" } else { "run" }, name])
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)

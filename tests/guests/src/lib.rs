@@ -2,6 +2,8 @@
 
 #![no_std]
 
+#[cfg(feature = "coverage")]
+pub mod coverage;
 pub mod crash;
 pub mod files;
 pub mod mechanisms;
@@ -88,6 +90,8 @@ impl Args {
 
 /// Ends the process.
 pub fn exit(status: i32) -> ! {
+    #[cfg(feature = "coverage")]
+    coverage::write();
     sys::exit(status)
 }
 
