@@ -19,6 +19,7 @@ mod kernels;
 mod live;
 mod qemu;
 mod readers;
+mod soak;
 mod symbols;
 mod test;
 mod tidy;
@@ -60,6 +61,8 @@ enum Task {
     Coverage(coverage::Options),
     /// Has each system call of a sandbox's life fail in turn, and looks that nothing hangs or is left
     Inject(inject::Options),
+    /// Makes, crashes, stops and kills sandboxes by the thousand, and counts what they leave
+    Soak(soak::Options),
     /// Measures calls, spawns and faults beside what others do, and draws a plot
     Bench {
         /// Some seconds instead of half a minute, and less exact
@@ -107,6 +110,7 @@ fn main() -> ExitCode {
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Coverage(options) => coverage::run(&options),
         Task::Inject(options) => inject::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Bench { quick } => bench::run(&root(), quick).map(|()| true),
         Task::Audit { verbose } => audit::run(verbose),
         Task::Header => capi::write_header().map(|()| true),

@@ -15,7 +15,7 @@ use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
 use crate::kernels::{self, KERNELS, Tested};
 use crate::qemu::{self, Accel, End, Machine};
-use crate::{audit, cache, capi, demo, fuzz, inject, readers, root, tidy};
+use crate::{audit, cache, capi, demo, fuzz, inject, readers, root, soak, tidy};
 
 /// How long a case may take here.
 const CASE_LIMIT: Duration = Duration::from_secs(90);
@@ -195,6 +195,7 @@ pub fn run(options: &Options) -> Result<bool> {
             Some(_) => tally.told("fuzzing", fuzz::check()),
             None => tally.skip("fuzzing targets", fuzz::NO_COMPILER),
         }
+        tally.told("soak", soak::check());
     }
     for programs in &built {
         natively(&mut tally, programs, options)?;
