@@ -9,3 +9,4 @@ pub mod mutate;
 pub mod record;
 pub mod requests;
 pub mod spec;
+pub mod text;

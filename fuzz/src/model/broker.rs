@@ -206,7 +206,7 @@ impl Asked<'_> {
     fn free(&self, addr: usize, len: usize) -> Decided<()> {
         const PAGE: u128 = 4096;
         let (from, len) = (addr as u128 / PAGE * PAGE, (len.max(1) as u128).div_ceil(PAGE) * PAGE);
-        let end = from + len + if addr as u128 % PAGE == 0 { 0 } else { PAGE };
+        let end = from + len + if (addr as u128).is_multiple_of(PAGE) { 0 } else { PAGE };
         if end >= 1 << 64 {
             return Err(libc::EINVAL);
         }
