@@ -3,13 +3,13 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use wait_timeout::ChildExt;
 
 use crate::host::{self, Arch};
-use crate::{coverage, root};
+use crate::{coverage, planted, root};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -25,6 +25,12 @@ pub struct Options {
     /// Runs each target once over the seeds that are checked in
     #[arg(long)]
     replay_seeds: bool,
+    /// Plants each bug of fuzz/planted in a copy of the tree, and fuzzes until it is found; with a name, only that one
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    planted: Option<String>,
+    /// Runs the targets, and then the planted bugs, and writes docs/fuzzing.md
+    #[arg(long, conflicts_with_all = ["target", "replay_seeds", "planted"])]
+    write: bool,
 }
 
 /// What cargo-fuzz sets, without what needs a nightly compiler (sanitizers). The reporter walks frame pointers.
@@ -55,8 +61,20 @@ const SLACK: Duration = Duration::from_secs(120);
 /// Inputs of the short run that the tests make, which is the same each time.
 const SHORT: u32 = 100_000;
 
+/// A run that found nothing.
+pub struct Clean {
+    /// The target.
+    pub target: String,
+    /// How long.
+    pub seconds: u64,
+    /// Inputs that were tried.
+    pub runs: u64,
+    /// Edges of the program that were reached.
+    pub edges: u64,
+}
+
 /// The targets, built.
-struct Built {
+pub struct Built {
     /// `fuzz/`
     fuzz: PathBuf,
     /// Where the programs are.
@@ -78,19 +96,32 @@ struct Ran {
 /// # Errors
 /// There is no C++ compiler, no such target, or the build fails.
 pub fn run(options: &Options) -> Result<bool> {
+    if let Some(name) = &options.planted {
+        return planted::run(name);
+    }
     let targets = match &options.target {
         None => targets()?,
         Some(name) => vec![known(name)?],
     };
-    let built = Built::new(&root().join("target/fuzz"), &[])?;
+    let built = Built::new(&root(), &root().join("target/fuzz"), &[])?;
     if let (Some(file), [target]) = (&options.replay, &targets[..]) {
         let ran = built.libfuzzer(target, &[], std::slice::from_ref(file), INPUT_LIMIT)?;
         print!("{}", ran.said);
         return Ok(ran.good());
     }
-    let mut good = true;
+    let (mut good, mut clean) = (true, Vec::new());
     for target in &targets {
-        good &= if options.replay_seeds { built.replay(target)? } else { built.fuzz(target, options.seconds)? };
+        if options.replay_seeds {
+            good &= built.replay(target)?;
+            continue;
+        }
+        match built.fuzz(target, options.seconds)? {
+            Some(line) => clean.push(line),
+            None => good = false,
+        }
+    }
+    if options.write && good {
+        good = planted::write(&clean)?;
     }
     Ok(good)
 }
@@ -100,7 +131,7 @@ pub fn run(options: &Options) -> Result<bool> {
 /// # Errors
 /// The build fails, or a target finds something.
 pub fn check() -> Result<String> {
-    let built = Built::new(&root().join("target/fuzz"), &[])?;
+    let built = Built::new(&root(), &root().join("target/fuzz"), &[])?;
     Ok(format!("{SHORT} inputs each: {}", built.short()?.join(", ")))
 }
 
@@ -109,13 +140,13 @@ pub fn check() -> Result<String> {
 /// # Errors
 /// As [`check`].
 pub fn counted(target_dir: &Path, raw: &Path) -> Result<Vec<PathBuf>> {
-    let mut built = Built::new(target_dir, &[coverage::FLAG])?;
+    let mut built = Built::new(&root(), target_dir, &[coverage::FLAG])?;
     built.counts = Some(raw.join("fuzz-%p.profraw"));
     Ok(built.short()?.iter().map(|target| built.programs.join(target)).collect())
 }
 
 /// The names of all targets.
-fn targets() -> Result<Vec<String>> {
+pub fn targets() -> Result<Vec<String>> {
     let folder = root().join("fuzz/fuzz_targets");
     let mut names = Vec::new();
     for file in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
@@ -154,12 +185,12 @@ impl Ran {
 }
 
 impl Built {
-    /// Builds them in a folder, with flags more.
-    fn new(target_dir: &Path, more: &[&str]) -> Result<Self> {
+    /// Builds those of a tree in a folder, with flags more.
+    pub fn new(tree: &Path, target_dir: &Path, more: &[&str]) -> Result<Self> {
         if host::find(COMPILER).is_none() {
             bail!(NO_COMPILER);
         }
-        let (fuzz, triple) = (root().join("fuzz"), Arch::X86_64.triple());
+        let (fuzz, triple) = (tree.join("fuzz"), Arch::X86_64.triple());
         let mut cargo = Command::new("cargo");
         cargo.env("CARGO_TARGET_DIR", target_dir);
         cargo.env("CARGO_ENCODED_RUSTFLAGS", [&FLAGS[..], more].concat().join("\x1f"));
@@ -209,18 +240,28 @@ impl Built {
         Ok(Ran { status, said: String::from_utf8_lossy(&fs::read(&log)?).into_owned() })
     }
 
-    /// Fuzzes from the seeds and what earlier runs grew. Whether nothing was found.
-    fn fuzz(&self, target: &str, seconds: u64) -> Result<bool> {
+    /// Fuzzes from the seeds and what earlier runs grew. What it did, if nothing was found.
+    fn fuzz(&self, target: &str, seconds: u64) -> Result<Option<Clean>> {
         let corpus = self.fuzz.join("corpus").join(target);
         fs::create_dir_all(&corpus)?;
         let options = [format!("-max_total_time={seconds}"), "-print_final_stats=1".to_owned()];
         let ran = self.libfuzzer(target, &options, &[corpus, self.seeds(target)], seconds)?;
-        if ran.good() {
-            let number = |word| ran.number(word).unwrap_or(0);
-            let (runs, edges) = (number("stat::number_of_executed_units:"), number("cov: "));
-            println!("{target}: {runs} runs in {seconds} s, {edges} edges, nothing found");
+        if !self.told(target, &ran) {
+            return Ok(None);
         }
-        Ok(self.told(target, &ran))
+        let number = |word| ran.number(word).unwrap_or(0);
+        let (runs, edges) = (number("stat::number_of_executed_units:"), number("cov: "));
+        println!("{target}: {runs} runs in {seconds} s, {edges} edges, nothing found");
+        Ok(Some(Clean { target: target.to_owned(), seconds, runs, edges }))
+    }
+
+    /// Fuzzes from the seeds alone until something is found. How long that took; `None` if nothing was in time.
+    pub fn find(&self, target: &str, seconds: u64) -> Result<Option<Duration>> {
+        let grows = tempfile::tempdir()?; // libFuzzer adds to the first folder
+        let start = Instant::now();
+        let options = [format!("-max_total_time={seconds}")];
+        let ran = self.libfuzzer(target, &options, &[grows.path().to_owned(), self.seeds(target)], seconds)?;
+        Ok((!ran.good()).then(|| start.elapsed()))
     }
 
     /// The folder of a target's seeds.

@@ -17,6 +17,7 @@ mod initramfs;
 mod inject;
 mod kernels;
 mod live;
+mod planted;
 mod qemu;
 mod readers;
 mod soak;
