@@ -6,6 +6,7 @@
 
 pub mod model;
 pub mod mutate;
+pub mod ranges;
 pub mod record;
 pub mod requests;
 pub mod spec;

@@ -254,14 +254,14 @@ fn brokered(policy: &Policy<'_>, model: &Model, known: &Known, said: &Said, spec
 }
 
 /// What a decision is written to.
-struct Room {
-    script: [abi::Step; abi::STEPS],
-    data: [u8; DATA],
-    paths: [Whole; 2],
+pub(crate) struct Room {
+    pub(crate) script: [abi::Step; abi::STEPS],
+    pub(crate) data: [u8; DATA],
+    pub(crate) paths: [Whole; 2],
 }
 
 impl Room {
-    fn new() -> Box<Self> {
+    pub(crate) fn new() -> Box<Self> {
         Box::new(Self { script: [abi::Step::default(); abi::STEPS], data: [0; DATA], paths: [Whole::EMPTY; 2] })
     }
 

@@ -58,8 +58,10 @@ const SHORT_LIMIT: u64 = 60;
 /// How much longer than asked for a run may take to start and to stop.
 const SLACK: Duration = Duration::from_secs(120);
 
-/// Inputs of the short run that the tests make, which is the same each time.
+/// Inputs of the short run that the tests make, which are the same each time.
 const SHORT: u32 = 100_000;
+/// When it ends at the latest, in seconds: where each input takes a process, it is shorter.
+const SHORT_TIME: u64 = 10;
 
 /// A run that found nothing.
 pub struct Clean {
@@ -132,7 +134,7 @@ pub fn run(options: &Options) -> Result<bool> {
 /// The build fails, or a target finds something.
 pub fn check() -> Result<String> {
     let built = Built::new(&root(), &root().join("target/fuzz"), &[])?;
-    Ok(format!("{SHORT} inputs each: {}", built.short()?.join(", ")))
+    Ok(format!("{SHORT} inputs or {SHORT_TIME} s each: {}", built.short()?.join(", ")))
 }
 
 /// Makes the short run with programs that count which lines ran, and write that into `raw`. The programs.
@@ -204,7 +206,7 @@ impl Built {
     fn short(&self) -> Result<Vec<String>> {
         let targets = targets()?;
         for target in &targets {
-            let short = ["-seed=1".to_owned(), format!("-runs={SHORT}")];
+            let short = ["-seed=1".to_owned(), format!("-runs={SHORT}"), format!("-max_total_time={SHORT_TIME}")];
             ensure!(self.replay(target)?, "{target} fails on a seed");
             let grows = tempfile::tempdir()?; // libFuzzer adds to the first folder
             let ran = self.libfuzzer(target, &short, &[grows.path().to_owned(), self.seeds(target)], SHORT_LIMIT)?;
