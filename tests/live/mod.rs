@@ -237,13 +237,12 @@ fn off() {
     let vault = Weaken { no_vault_check: true, ..none };
     let open = Weaken { no_vault_check: true, no_seal: true, ..none };
     for (weaken, expected) in [(open, Found::Vault), (own, Found::Call), (vault, Found::Call)] {
-        // What is found first may be the other: a call, before it has done anything.
+        // What is found first may be another: a call, before it has done anything, or the end that it makes.
         IGNORE_CALLS.store(expected == Found::Vault, Ordering::Relaxed);
-        let found = (0..200).find_map(|seed| match one(seed, Feature::ALL, &policy, weaken) {
-            End::Found(found) => Some(found),
-            _ => None,
-        });
-        check!(found == Some(expected), "{weaken:?}: {found:?}");
+        let found = (0..200).any(
+            |seed| matches!(one(seed, Feature::ALL, &policy, weaken), End::Found(found) if found == expected),
+        );
+        check!(found, "{weaken:?}: {expected:?} is not found");
     }
 }
 
