@@ -239,9 +239,8 @@ fn off() {
     for (weaken, expected) in [(open, Found::Vault), (own, Found::Call), (vault, Found::Call)] {
         // What is found first may be another: a call, before it has done anything, or the end that it makes.
         IGNORE_CALLS.store(expected == Found::Vault, Ordering::Relaxed);
-        let found = (0..200).any(
-            |seed| matches!(one(seed, Feature::ALL, &policy, weaken), End::Found(found) if found == expected),
-        );
+        let found = (0..200)
+            .any(|seed| matches!(one(seed, Feature::ALL, &policy, weaken), End::Found(found) if found == expected));
         check!(found, "{weaken:?}: {expected:?} is not found");
     }
 }

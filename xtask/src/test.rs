@@ -30,7 +30,7 @@ pub const SKIPPED: &str = "exit:77";
 
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
 /// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a machine of one's own to change.
-const MAY_SKIP: [&str; 32] = [
+const MAY_SKIP: [&str; 33] = [
     "attack_frame_mode",
     "attack_io_uring",
     "attack_map_files",
@@ -61,6 +61,7 @@ const MAY_SKIP: [&str; 32] = [
     "dump_memory_by_t_of_another_uid",
     "dump_ways",
     "threads_spread",
+    "twin_of_trusted_with",
     "supervisor_terminal",
     "supervisor_real_time",
 ];

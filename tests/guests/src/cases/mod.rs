@@ -23,6 +23,8 @@ mod races;
 mod signals;
 mod supervisor;
 mod threads;
+#[path = "../../../twin/mod.rs"]
+mod twin;
 mod ways;
 
 use ascetic::error::Status;
@@ -101,6 +103,7 @@ pub static CASES: Cases = Cases(&[
     signals::CASES,
     supervisor::CASES,
     threads::CASES,
+    twin::CASES,
     // The last: they leave a machine where nobody may trace.
     ways::CASES,
     dumps::LAST,
