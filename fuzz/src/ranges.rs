@@ -185,8 +185,12 @@ fn scratch(base: usize, calls: &[Call]) {
         0 => unsafe { child(base, calls) },
         pid => {
             let mut status = 0;
+            // libFuzzer's timer interrupts.
             // SAFETY: a child of this process.
-            unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) };
+            while unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) } == -1 {
+                let error = std::io::Error::last_os_error();
+                assert!(error.kind() == std::io::ErrorKind::Interrupted, "waitpid: {error}");
+            }
             let stopped = libc::WIFSTOPPED(status);
             let found = if stopped { look(pid, base) } else { Some(format!("the process ended with {status:#x}")) };
             if stopped {

@@ -106,6 +106,17 @@ impl<'a> Model<'a> {
         self.all(kind).into_iter().find(|body| body.len() >= len)
     }
 
+    /// What happened.
+    pub fn fault(&self) -> Option<FaultBody> {
+        self.whole(1, 112).map(fault)
+    }
+
+    /// Addresses and bytes of the sections of a kind that is memory.
+    pub fn memory(&self, kind: u32) -> impl Iterator<Item = (u64, &'a [u8])> {
+        let whole = self.all(kind).into_iter().filter(|body| body.len() >= 8);
+        whole.map(|body| (u64_at(body, 0), &body[8..]))
+    }
+
     fn first(&self, kind: u32) -> &'a [u8] {
         self.all(kind).first().copied().unwrap_or_default()
     }
@@ -154,7 +165,7 @@ fn agree(model: &Model<'_>, record: &Record<'_>) {
     assert_eq!(record.arch, if model.arch == 3 { Arch::X86 } else { Arch::X86_64 });
     assert_eq!(record.sections().collect::<Vec<_>>(), model.sections);
     assert_eq!(record.complete, model.sections.iter().any(|(kind, _)| *kind == END));
-    assert_eq!(record.fault, model.whole(1, 112).map(fault));
+    assert_eq!(record.fault, model.fault());
     assert_eq!(record.layout, model.whole(6, 48).map(layout));
     let check = model.whole(12, 16).map(|b| CheckBody { altstack: u64_at(b, 0), frame: u64_at(b, 8) });
     assert_eq!(record.check, check);
@@ -185,9 +196,7 @@ fn agree(model: &Model<'_>, record: &Record<'_>) {
     assert_eq!(record.annotations().collect::<Vec<_>>(), noted);
 
     for kind in [Kind::Code, Kind::ExtendedState, Kind::Stack, Kind::Near] {
-        let pieces: Vec<_> = model.all(kind as u32).into_iter().filter(|body| body.len() >= 8).collect();
-        let pieces: Vec<_> = pieces.into_iter().map(|body| (u64_at(body, 0), &body[8..])).collect();
-        assert_eq!(record.memory(kind).collect::<Vec<_>>(), pieces, "{kind:?}");
+        assert_eq!(record.memory(kind).collect::<Vec<_>>(), model.memory(kind as u32).collect::<Vec<_>>(), "{kind:?}");
     }
 
     let threads: Vec<_> = model.all(10).into_iter().filter(|body| body.len() >= 16).collect();

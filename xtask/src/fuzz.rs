@@ -28,8 +28,8 @@ pub struct Options {
     /// Plants each bug of fuzz/planted in a copy of the tree, and fuzzes until it is found; with a name, only that one
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
     planted: Option<String>,
-    /// Runs the targets, and then the planted bugs, and writes docs/fuzzing.md
-    #[arg(long, conflicts_with_all = ["target", "replay_seeds", "planted"])]
+    /// Runs the targets, or one, and then their planted bugs, and writes that into docs/fuzzing.md
+    #[arg(long, conflicts_with_all = ["replay_seeds", "planted"])]
     write: bool,
 }
 
@@ -219,7 +219,8 @@ impl Built {
     fn libfuzzer(&self, target: &str, options: &[String], inputs: &[PathBuf], seconds: u64) -> Result<Ran> {
         let artifacts = self.fuzz.join("artifacts").join(target);
         fs::create_dir_all(&artifacts)?;
-        let log = artifacts.join("log");
+        // A replay keeps what was said of the finding.
+        let log = artifacts.join(if options.is_empty() { "replay.log" } else { "log" });
         let output = File::create(&log)?;
         let program = self.programs.join(target);
         let mut child = Command::new(&program)

@@ -103,41 +103,53 @@ pub fn run(name: &str) -> Result<bool> {
     Ok(good)
 }
 
-/// Plants each, and writes the document. Whether all are found.
+/// Plants each that is for a target that was run, and writes the document, in which the rows of others stay as they are.
+/// Whether all are found.
 ///
 /// # Errors
 /// As [`run`].
 pub fn write(clean: &[Clean]) -> Result<bool> {
+    let path = root().join("docs/fuzzing.md");
+    let before = fs::read_to_string(&path).unwrap_or_default();
+    let kept = |begin: &str| before.lines().find(|line| line.starts_with(begin)).map(str::to_owned);
     let mut text = String::from(HEAD);
     writeln!(text, "| target | judges | inputs | in | edges reached | found |\n|---|---|---:|---:|---:|---|")?;
     for target in fuzz::targets()? {
         let source = fs::read_to_string(root().join(format!("fuzz/fuzz_targets/{target}.rs")))?;
         let judges = source.lines().next().and_then(|line| line.strip_prefix("//! ")).unwrap_or_default();
-        let Some(Clean { seconds, runs, edges, .. }) = clean.iter().find(|run| run.target == target) else { continue };
-        writeln!(text, "| `{target}` | {judges} | {runs} | {seconds} s | {edges} | nothing |")?;
+        let begin = format!("| `{target}` |");
+        let row = match clean.iter().find(|run| run.target == target) {
+            Some(Clean { seconds, runs, edges, .. }) => {
+                Some(format!("{begin} {judges} | {runs} | {seconds} s | {edges} | nothing |"))
+            }
+            None => kept(&begin),
+        };
+        row.into_iter().try_for_each(|row| writeln!(text, "{row}"))?;
     }
     text += PLANTED;
     writeln!(text, "| bug | kind | what it does | target | found in |\n|---|---|---|---|---:|")?;
     let mut good = true;
     for bug in Planted::all()? {
         let Planted { name, target, kind, what, .. } = &bug;
-        let link = format!("[{name}](../fuzz/planted/{name}.patch)");
-        match bug.find(&tree())? {
-            Some(took) => {
-                writeln!(text, "| {link} | {kind} | {what} | `{target}` | {:.0} s |", took.as_secs_f32().ceil())?
-            }
-            None => good = false,
-        }
+        let begin = format!("| [{name}](../fuzz/planted/{name}.patch) |");
+        let row = if clean.iter().any(|run| run.target == *target) {
+            let found = bug.find(&tree())?;
+            good &= found.is_some();
+            found.map(|took| format!("{begin} {kind} | {what} | `{target}` | {:.0} s |", took.as_secs_f32().ceil()))
+        } else {
+            kept(&begin)
+        };
+        row.into_iter().try_for_each(|row| writeln!(text, "{row}"))?;
     }
     if good {
-        fs::write(root().join("docs/fuzzing.md"), text)?;
+        fs::write(path, text)?;
     }
     Ok(good)
 }
 
 const HEAD: &str = "# Fuzzing
 
-Made by `cargo xtask fuzz --seconds 600 --write`, from the runs that it tells of. [fuzz/](../fuzz/src/lib.rs) is laid out as `cargo fuzz`
+Made by `cargo xtask fuzz [TARGET] --seconds 600 --write`, from the runs that it tells of. [fuzz/](../fuzz/src/lib.rs) is laid out as `cargo fuzz`
 wants it. What each target is judged by is a slow model, written apart from the code that it judges. Besides these, `cargo xtask
 live` fuzzes a real sandbox ([tests/live/](../tests/live/mod.rs)).
 

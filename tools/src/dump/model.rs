@@ -404,7 +404,7 @@ impl Dump {
         }
     }
 
-    /// Adds memory; what is there already stays as it is.
+    /// Adds memory; what is there already stays as it is. What touches becomes one.
     pub fn add_memory(&mut self, mut address: u64, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let behind = self.memory.partition_point(|memory| memory.address <= address);
@@ -417,11 +417,22 @@ impl Dump {
             let len = bytes.len().min(usize::try_from(until).unwrap_or(usize::MAX));
             let (new, rest) = bytes.split_at(len);
             let before = behind.checked_sub(1).and_then(|i| self.memory.get_mut(i));
-            match before.filter(|before| before.address.checked_add(before.bytes.len() as u64) == Some(address)) {
-                Some(before) => before.bytes.extend(new),
-                None => self.memory.insert(behind, Memory { address, bytes: new.to_vec() }),
-            }
+            let i = match before.filter(|before| before.address.checked_add(before.bytes.len() as u64) == Some(address))
+            {
+                Some(before) => {
+                    before.bytes.extend(new);
+                    behind - 1
+                }
+                None => {
+                    self.memory.insert(behind, Memory { address, bytes: new.to_vec() });
+                    behind
+                }
+            };
             let Some(next) = address.checked_add(len as u64) else { break };
+            if self.memory.get(i + 1).is_some_and(|above| above.address == next) {
+                let above = self.memory.remove(i + 1);
+                self.memory[i].bytes.extend(above.bytes);
+            }
             (address, bytes) = (next, rest);
         }
     }
@@ -432,14 +443,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_does_not_overlap() {
+    fn memory_does_not_overlap_and_has_no_seams() {
         let mut dump = Dump::new(Arch::X86_64, Way::Record);
         dump.add_memory(0x1010, &[1; 16]);
         dump.add_memory(0x1000, &[2; 64]);
         dump.add_memory(u64::MAX, &[3; 2]);
         let places: Vec<_> = dump.memory.iter().map(|m| (m.address, m.bytes.len())).collect();
-        assert_eq!(places, [(0x1000, 16), (0x1010, 48), (u64::MAX, 1)]);
-        assert_eq!((dump.read(0x100f, 9), dump.read(0x1018, 99).len(), dump.read(0x1040, 1)), (&[2][..], 40, &[][..]));
+        assert_eq!(places, [(0x1000, 64), (u64::MAX, 1)]);
+        assert_eq!(
+            (dump.read(0x100f, 2), dump.read(0x1018, 99).len(), dump.read(0x1040, 1)),
+            (&[2, 1][..], 40, &[][..])
+        );
     }
 
     #[test]
