@@ -166,6 +166,13 @@ fn read_minidump(dump: &Dump) {
         assert_eq!(exception.get_crashing_thread_id(), happened.thread);
         let record = &exception.raw.exception_record;
         assert_eq!((record.exception_code as i32, record.exception_address), (happened.signal, happened.address));
+        let of = dump.threads.iter().find(|thread| thread.id == happened.thread);
+        let registers = of.and_then(|thread| thread.registers.as_ref().ok());
+        let context = exception.context(&system, None);
+        assert_eq!(
+            context.map(|context| context.get_instruction_pointer()),
+            registers.and_then(|registers| low(dump.arch, registers.pc(dump.arch)))
+        );
     }
     file.get_stream::<MinidumpThreadNames>().expect("names");
     // The reader leaves out what ends where addresses do.
