@@ -17,6 +17,37 @@ use crate::untrusted;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use memoffset::offset_of;
 
+/// A kernel of one's own, to play a broker's surroundings: only with the feature `simulation`.
+#[cfg(feature = "simulation")]
+mod simulation {
+    use crate::sys::{self, Sysno};
+    use core::sync::atomic::{AtomicPtr, Ordering};
+
+    /// Is asked instead of the kernel; what it returns `None` for, the kernel is asked.
+    pub type Kernel = fn(Sysno, &[usize; 6]) -> Option<sys::Result<usize>>;
+
+    static KERNEL: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+    /// Has this asked for every system call that this process makes from Rust; with `None`, nobody.
+    pub fn simulate(kernel: Option<Kernel>) {
+        KERNEL.store(kernel.map_or(core::ptr::null_mut(), |kernel| kernel as *mut ()), Ordering::Relaxed);
+    }
+
+    pub(crate) fn simulated(nr: Sysno, args: &[usize; 6]) -> Option<sys::Result<usize>> {
+        let kernel = KERNEL.load(Ordering::Relaxed);
+        if kernel.is_null() {
+            return None;
+        }
+        // SAFETY: only `simulate` stores there, and functions of this type only.
+        let kernel = unsafe { core::mem::transmute::<*mut (), Kernel>(kernel) };
+        kernel(nr, args)
+    }
+}
+#[cfg(feature = "simulation")]
+pub(crate) use simulation::simulated;
+#[cfg(feature = "simulation")]
+pub use simulation::{Kernel, simulate};
+
 /// What to leave out. The default leaves nothing out.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Weaken {

@@ -116,6 +116,10 @@ pub type Result<T> = core::result::Result<T, Errno>;
 /// As the call's manual page says of these arguments.
 #[inline]
 pub unsafe fn call(nr: Sysno, args: [usize; 6]) -> Result<usize> {
+    #[cfg(feature = "simulation")]
+    if let Some(result) = crate::experiment::simulated(nr, &args) {
+        return result;
+    }
     let [a, b, c, d, e, f] = args;
     // SAFETY: the caller answers for the call.
     unsafe { syscalls::syscall6(nr, a, b, c, d, e, f) }

@@ -4,6 +4,7 @@
 
 #![deny(missing_docs)]
 
+pub mod broker;
 pub mod collector;
 pub mod model;
 pub mod mutate;
