@@ -25,6 +25,8 @@ const EAGAIN: usize = -11isize as usize;
 pub(super) enum State {
     /// The step at this address, of a script that had this digest when it began.
     Step { at: usize, script: (usize, usize), digest: u64 },
+    /// A new task, which has not yet read where it belongs: it goes by its maker's script, which had this digest.
+    Child { script: (usize, usize), digest: u64 },
     /// A T waits at a word for a verdict.
     Wait { word: usize, woken: bool, bore: bool },
     /// A U waits at its gate; the step behind is next.
@@ -150,6 +152,11 @@ impl World {
             State::Step { at, script, digest: before } => {
                 assert_eq!(digest(script), before, "the script of {task:?} has changed while it runs");
                 self.step(i, at, script, before);
+            }
+            State::Child { script, digest: before } => {
+                assert_eq!(digest(script), before, "what made {task:?} has changed before it read where it belongs");
+                let verdict = self.verdict_of(task.pair);
+                self.tasks[i].state = self.script(if task.is_t { &verdict.t } else { &verdict.u });
             }
             State::Gate { woken: true, at, script, digest, .. } => {
                 self.tasks[i].state = State::Step { at, script, digest }
@@ -352,10 +359,9 @@ impl World {
         for task in self.tasks.iter().filter(|task| task.pair == pair && (is_t || !task.is_t)) {
             assert!(task.reaped, "pair {pair} is used again, with {task:?}");
         }
-        let verdict = self.verdict_of(pair);
-        let state = self.script(if is_t { &verdict.t } else { &verdict.u });
+        let State::Step { script, digest, .. } = self.tasks[i].state else { unreachable!("it makes a call") };
         let maker = self.tasks[i].pid;
-        self.tasks.push(Task::new(pid, pair, is_t, maker, state));
+        self.tasks.push(Task::new(pid, pair, is_t, maker, State::Child { script, digest }));
         pid
     }
 
