@@ -328,6 +328,7 @@ impl World {
     }
 
     fn wake(&mut self, at: usize, most: usize) -> usize {
+        self.opened(at);
         let mut n = 0;
         for task in self.tasks.iter_mut().filter(|task| task.status.is_none()) {
             if let State::Wait { word, woken, .. } | State::Gate { word, woken, .. } = &mut task.state

@@ -65,6 +65,8 @@ pub(super) struct Task {
     asked: Option<Asked>,
     /// Somebody wrote into its mailbox.
     spoiled: bool,
+    /// Its messages so far: a U's second is that it comes to its gate.
+    said: u32,
 }
 
 impl Task {
@@ -85,6 +87,7 @@ impl Task {
             kept: 0,
             asked,
             spoiled: false,
+            said: 0,
         }
     }
 
@@ -306,8 +309,9 @@ impl World {
                 Some(message) => {
                     // SAFETY: in a verdict.
                     let words = unsafe { (message as *const [u32; 2]).read() };
-                    let fails = self.at_times(16);
-                    return Some(if !fails && self.say((pid, Some(words))) { 8 } else { EAGAIN });
+                    let said = !self.at_times(16) && self.say((pid, Some(words)));
+                    self.tasks[i].said += u32::from(said);
+                    return Some(if said { 8 } else { EAGAIN });
                 }
                 None => self.rung = true,
             },
@@ -359,10 +363,24 @@ impl World {
         for task in self.tasks.iter().filter(|task| task.pair == pair && (is_t || !task.is_t)) {
             assert!(task.reaped, "pair {pair} is used again, with {task:?}");
         }
+        // Nor before a T that was made there has read what it has to read there.
+        let there = self.verdict(pair)..self.verdict(pair + 1);
+        for task in self.tasks.iter().filter(|task| is_t && task.runs()) {
+            let reads = matches!(task.state, State::Child { script, .. } if there.contains(&script.0));
+            assert!(!reads, "pair {pair} is used again, and this one goes by it: {task:?}");
+        }
         let State::Step { script, digest, .. } = self.tasks[i].state else { unreachable!("it makes a call") };
         let maker = self.tasks[i].pid;
         self.tasks.push(Task::new(pid, pair, is_t, maker, State::Child { script, digest }));
         pid
+    }
+
+    /// Somebody is woken at a word: if it is a gate, only who has come to it.
+    pub(super) fn opened(&self, word: usize) {
+        for u in self.tasks.iter().filter(|task| !task.is_t && task.pair > 0 && !task.reaped) {
+            let gate = (&raw const self.verdict_of(u.pair).go).addr();
+            assert!(gate != word || u.said >= 2, "the gate is opened of one that has not come to it: {u:?}");
+        }
     }
 
     /// Whether the request of a pair was answered.
