@@ -153,6 +153,8 @@ pub struct Facts {
     pub trap: (u32, u32),
     /// The address of the fault.
     pub addr: u64,
+    /// Program counter.
+    pub pc: u64,
     /// Stack pointer.
     pub sp: u64,
     /// The guest's stack: from, to.
@@ -210,7 +212,8 @@ fn page_fault(f: &Facts) -> Class {
     if within(f.vault) {
         return Class::Vault;
     }
-    if f.trap.1 & PF_FETCH != 0 {
+    // Processors that cannot tell memory that is not executable do not say that it was a fetch.
+    if f.trap.1 & PF_FETCH != 0 || f.addr == f.pc && !f.readable && !write {
         return if f.readable { Class::ExecuteData } else { Class::JumpUnmapped };
     }
     // A stack that is not ours, as after `enter`: an access near its pointer, and just below it or below all stack.

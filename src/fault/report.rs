@@ -202,6 +202,7 @@ unsafe fn fault(state: *mut State, sig: i32, code: i32, addr: usize, frame: *mut
             sent: (*state).fault.sent,
             trap: (*frame).trap(),
             addr: addr as u64,
+            pc: pc as u64,
             sp: sp as u64,
             stack: range((*state).fault.stack),
             vault: range((*state).fault.vault),

@@ -1,6 +1,7 @@
 //! Forged signal frames: `sigreturn` is one of the four calls that a guest has, and sets every register, flag and selector.
 
 use super::*;
+use crate::cases::others_are_spared;
 use ascetic::arch::{Frame, asc_sigreturn};
 use ascetic::experiment;
 use ascetic::sandbox::Cause;
@@ -127,6 +128,7 @@ fn stack(off: bool) {
         check!(read == Ok(4 * PAGE), "{read:?}");
         WRITTEN.store(1 + usize::from(bytes.iter().any(|byte| *byte != 0)), Ordering::SeqCst);
     }
+    others_are_spared();
     let fd = sys::memfd(c"board", PAGE, false).unwrap();
     let at = sys::map_shared(PAGE, sys::PROT_READ | sys::PROT_WRITE, fd).unwrap();
     BOARD.store(at, Ordering::Relaxed);

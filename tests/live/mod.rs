@@ -380,8 +380,10 @@ fn one(seed: u64, features: u32, policy: &Policy<'_>, weaken: Weaken) -> End {
             [4, 5, 6, 7, 8, 9, 11, 31].contains(&signal) || features & Feature::BROKERED != 0
         }
     };
-    // T ends by the supervisor's hand only.
-    if !allowed || outcome.left != 0 || !outcome.trusted.is_signal(9) || outcome.cause == Cause::TrustedDied {
+    // T ends by the supervisor's hand only, or with its guest where a core ends all.
+    let with_guest = matches!(outcome.guest, Status::Signaled { signal, .. } if outcome.trusted.is_signal(signal));
+    let well = outcome.trusted.is_signal(9) || with_guest && !cores_spare_others();
+    if !allowed || outcome.left != 0 || !well || outcome.cause == Cause::TrustedDied {
         println!("{outcome:?}");
         return End::Found(Found::End);
     }

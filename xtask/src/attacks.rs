@@ -59,9 +59,13 @@ struct Place {
     ends: BTreeMap<String, End>,
 }
 
-enum End {
+/// How a case ended.
+pub enum End {
+    /// As it says that it must.
     AsAsserted,
+    /// It found that something is not there, and said what.
     Skipped(String),
+    /// Otherwise, and what it said.
     Failed(String),
 }
 
@@ -93,7 +97,7 @@ impl Attack {
 }
 
 /// Reads the end of a case.
-fn end(expected: &str, end: &str, said: &str) -> End {
+pub fn end(expected: &str, end: &str, said: &str) -> End {
     match end {
         SKIPPED => {
             let why = said.lines().find_map(|line| line.strip_prefix("skip: ")).unwrap_or("it does not say why");
@@ -121,8 +125,7 @@ fn in_qemu(built: &[Programs], places: &mut Vec<Place>) -> Result<()> {
     let mut boots = Vec::new();
     for kernel in KERNELS.iter().filter(|kernel| kernel.tested == Tested::All) {
         let image = kernels::fetch(&cache(), kernel)?;
-        let (name, filter) = (kernel.name.to_owned(), FILTER.to_owned());
-        boots.push(Boot { name, image, arch: kernel.arch, userlands: kernel.userlands().to_vec(), filter });
+        boots.push(Boot::new(kernel.name, image, kernel.arch, kernel.userlands(), FILTER));
     }
     let kvm = boots.first().is_some_and(|boot| qemu::kvm_works(&boot.image, boot.arch));
     let accel = if kvm { Accel::Kvm } else { Accel::Tcg };
@@ -156,7 +159,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let mut places = Vec::new();
     for programs in &built {
         let these = attacks(programs)?;
-        if programs.arch == Arch::X86_64 || host::ia32_runs() {
+        if programs.runs_here() {
             places.push(natively(programs, &these)?);
         }
         table.extend(these.into_iter().filter(|attack| !table.contains(attack)).collect::<Vec<_>>());

@@ -22,6 +22,13 @@ pub struct Programs {
     pub demo: PathBuf,
 }
 
+impl Programs {
+    /// Whether this machine runs them.
+    pub fn runs_here(&self) -> bool {
+        self.arch == Arch::X86_64 || host::ia32_runs()
+    }
+}
+
 /// One file, because in QEMU there are no libraries; with frame pointers, like everything.
 const STATIC: [&str; 3] = ["-Ctarget-feature=+crt-static", "-Cforce-frame-pointers=yes", "-Cstrip=symbols"];
 

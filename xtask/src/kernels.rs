@@ -58,6 +58,7 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { name: "5.10-i686",     arch: I686,   package: "linux-image-686",         suites: &["bullseye"],                     tested: Tested::No },
     Kernel { name: "5.10-i686-pae", arch: I686,   package: "linux-image-686-pae",     suites: &["bullseye"],                     tested: Tested::No },
     Kernel { name: "5.10-x86_64",   arch: X86_64, package: "linux-image-cloud-amd64", suites: &["bullseye"],                     tested: Tested::No },
+    Kernel { name: "6.1-i686-pae",  arch: I686,   package: "linux-image-686-pae",     suites: &["bookworm"],                     tested: Tested::No },
     Kernel { name: "newest-x86_64", arch: X86_64, package: "linux-image-cloud-amd64", suites: &["testing"],                      tested: Tested::Ways },
 ];
 

@@ -17,6 +17,7 @@ mod initramfs;
 mod inject;
 mod kernels;
 mod live;
+mod matrix;
 mod planted;
 mod qemu;
 mod readers;

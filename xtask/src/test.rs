@@ -15,7 +15,7 @@ use crate::host::{self, Arch};
 use crate::initramfs::{self, Entry};
 use crate::kernels::{self, KERNELS, Tested};
 use crate::qemu::{self, Accel, End, Machine};
-use crate::{audit, cache, capi, demo, fuzz, inject, readers, root, soak, tidy};
+use crate::{audit, cache, capi, demo, fuzz, inject, matrix, readers, root, soak, tidy};
 
 /// How long a case may take here.
 const CASE_LIMIT: Duration = Duration::from_secs(90);
@@ -29,42 +29,52 @@ const SLOW: u32 = 10_000;
 pub const SKIPPED: &str = "exit:77";
 
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
-/// userfaultfd (build options), a second CPU, pseudo-terminals, real-time policies, a machine of one's own to change.
-const MAY_SKIP: [&str; 33] = [
+/// userfaultfd (build options), syscall user dispatch (5.11), a T that outlives its guest's core (5.16), a second CPU,
+/// pseudo-terminals, real-time policies, a machine of one's own to change.
+const MAY_SKIP: [&str; 37] = [
     "attack_frame_mode",
+    "attack_frame_stack",
     "attack_io_uring",
     "attack_map_files",
     "attack_modify_ldt",
     "attack_rseq",
     "attack_sysv",
     "attack_userfaultfd",
-    "attack_x32",
     "attack_vsyscall",
-    "births_end_leaves_nobody_off_shows_it",
-    "threads_registers",
-    "threads_storage",
-    "threads_bad_storage",
-    "fault_execute_data",
-    "fault_misaligned",
-    "fault_floating_point_sse",
-    "mappings_are_sealed",
+    "attack_x32",
     "audit_finds_io_uring",
-    "audit_off_shows_it",
     "audit_finds_userfaultfd",
     "audit_needs_proc",
+    "audit_off_shows_it",
+    "births_end_leaves_nobody_off_shows_it",
     "calls_apart",
     "debug_gdb_of_a_brokered_call",
     "dump_core_in_chroot",
-    "dump_core_to_pipe",
     "dump_core_of_another_uid",
-    "dump_memory_by_t_in_empty_chroot",
-    "dump_memory_by_t_of_another_uid",
+    "dump_core_of_trusted",
+    "dump_core_to_pipe",
+    "dump_denied_call",
+    "dump_memory_by_t",
     "dump_ways",
-    "threads_spread",
-    "twin_of_trusted_with",
-    "supervisor_terminal",
+    "fault_execute_data",
+    "fault_floating_point_sse",
+    "fault_misaligned",
+    "leaving_",
+    "mappings_are_sealed",
+    "program_foreign_numbers",
     "supervisor_real_time",
+    "supervisor_terminal",
+    "threads_bad_storage",
+    "threads_registers",
+    "threads_spread",
+    "threads_storage",
+    "twin_of_trusted_with",
 ];
+
+/// Whether a case may find that something is not there.
+pub fn may_skip(name: &str) -> bool {
+    MAY_SKIP.iter().any(|begin| name.starts_with(begin))
+}
 
 /// What to run.
 #[derive(clap::Args)]
@@ -84,6 +94,12 @@ pub struct Options {
     /// Lets guest cases with a bound in time go on until they have done all: every race its 10^6 attempts. Natively only
     #[arg(long)]
     long: bool,
+    /// Runs the guest cases on every kernel, processor and number of processors that there is, and writes docs/kernels.md
+    #[arg(long, conflicts_with_all = ["no_qemu", "arch", "kernel", "long"])]
+    matrix: bool,
+    /// Of the matrix, only places in whose name this is; nothing is written
+    #[arg(long, requires = "matrix", default_value = "")]
+    place: String,
 }
 
 /// Counts verdicts, and prints each.
@@ -106,7 +122,7 @@ impl Tally {
 
     /// A case that did not run. Only those that may need what is not there may say so.
     fn skip_case(&mut self, what: &str, why: &str) {
-        if MAY_SKIP.iter().any(|name| what.starts_with(name)) {
+        if may_skip(what) {
             self.skip(what, why);
         } else {
             self.fail(what, &format!("must not be skipped: {why}"));
@@ -156,6 +172,9 @@ impl Tally {
 /// # Errors
 /// None of the tests': those are counted. What cannot be built or set up is counted as failed, too.
 pub fn run(options: &Options) -> Result<bool> {
+    if options.matrix {
+        return matrix::run(&options.filter, &options.place);
+    }
     let start = Instant::now();
     let mut tally = Tally::default();
     let everything = options.filter.is_empty() && options.kernel.is_none();
@@ -200,7 +219,7 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     for programs in &built {
         natively(&mut tally, programs, options)?;
-        if everything && (programs.arch == Arch::X86_64 || host::ia32_runs()) {
+        if everything && (programs.runs_here()) {
             tally.step(&format!("demo, {}", programs.arch), demo::check(programs.arch));
             tally.told(&format!("calls that fail, {}", programs.arch), inject::check(programs));
             if programs.arch == Arch::X86_64 {
@@ -209,7 +228,7 @@ pub fn run(options: &Options) -> Result<bool> {
         }
     }
     for programs in built.iter().filter(|_| everything || options.filter == "dumps") {
-        if programs.arch == Arch::X86_64 || host::ia32_runs() {
+        if programs.runs_here() {
             tally.step(&format!("minidump-stackwalk, gdb and LLDB, {}", programs.arch), readers::check(programs));
             let ways = ascetic_ways::matrix(&programs.guests);
             tally.told(&format!("three ways to a dump agree, {}", programs.arch), ways);
@@ -356,6 +375,27 @@ pub struct Boot {
     pub userlands: Vec<Arch>,
     /// What is in the names of the cases to run.
     pub filter: String,
+    /// QEMU's name of the processor.
+    pub cpu: String,
+    /// How many there are.
+    pub cpus: u32,
+}
+
+impl Boot {
+    /// One that runs on a processor with all that QEMU can translate, two of them.
+    pub fn new(name: &str, image: PathBuf, arch: Arch, userlands: &[Arch], filter: &str) -> Self {
+        let (name, filter, userlands) = (name.to_owned(), filter.to_owned(), userlands.to_vec());
+        Self { name, image, arch, userlands, filter, cpu: cpu("max", arch), cpus: 2 }
+    }
+}
+
+/// QEMU's name of a processor of this model for a kernel.
+pub fn cpu(model: &str, arch: Arch) -> String {
+    match arch {
+        Arch::I686 => format!("{model},vendor=GenuineIntel"),
+        // QEMU 7.2 translates cmpxchg16b wrongly now and then, and a kernel that uses it crashes; without it, none does.
+        Arch::X86_64 => format!("{model},-cx16"),
+    }
 }
 
 /// What the names of cases begin with that are about the ways to a dump.
@@ -367,8 +407,7 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
         Some(image) => {
             let arch = options.arch.unwrap_or(Arch::X86_64);
             let name = image.display().to_string();
-            let filter = options.filter.clone();
-            boots.push(Boot { name, image: image.clone(), arch, userlands: vec![arch], filter });
+            boots.push(Boot::new(&name, image.clone(), arch, &[arch], &options.filter));
         }
         None => {
             for kernel in KERNELS {
@@ -381,10 +420,9 @@ fn in_qemu(tally: &mut Tally, built: &[Programs], options: &Options) -> Result<(
                     Tested::Ways | Tested::No => continue,
                 };
                 let own = std::slice::from_ref(&kernel.arch);
-                let userlands = if kernel.tested == Tested::All { kernel.userlands() } else { own }.to_vec();
-                let name = kernel.name.to_owned();
+                let userlands = if kernel.tested == Tested::All { kernel.userlands() } else { own };
                 match kernels::fetch(&cache(), kernel) {
-                    Ok(image) => boots.push(Boot { name, image, arch: kernel.arch, userlands, filter }),
+                    Ok(image) => boots.push(Boot::new(kernel.name, image, kernel.arch, userlands, &filter)),
                     Err(error) => tally.fail(&format!("kernel {}", kernel.name), &format!("{error:#}")),
                 }
             }
@@ -420,12 +458,14 @@ pub struct Ran {
     pub plan: BTreeMap<String, String>,
     /// The end that each had, and what it printed.
     pub ends: BTreeMap<String, (String, String)>,
+    /// The kernel's release, and what makes a difference of what the processors have.
+    pub machine: (String, Vec<String>),
     /// The case that was running last, if it did not end.
     running: String,
     /// Whether all of the plan was run.
     done: bool,
     /// How the kernel ended.
-    outcome: qemu::Outcome,
+    pub outcome: qemu::Outcome,
 }
 
 /// Boots a kernel with the test program as PID 1, which runs the cases that are asked for. `i686` are further programs to take
@@ -456,15 +496,15 @@ pub fn boot_cases(accel: Accel, boot: &Boot, programs: &Programs, i686: Option<&
         initramfs: Some(&archive),
         arch: boot.arch,
         accel,
-        // QEMU 7.2 translates cmpxchg16b wrongly now and then, and a kernel that uses it crashes; without it, none does.
-        cpu: if boot.arch == Arch::I686 { "max,vendor=GenuineIntel" } else { "max,-cx16" },
-        cpus: 2,
+        cpu: &boot.cpu,
+        cpus: boot.cpus,
         memory: 512,
         cmdline: &filter,
         deadline: BOOT_LIMIT,
     };
     let (mut plan, mut ends) = (BTreeMap::new(), BTreeMap::new());
     let (mut running, mut said, mut done) = (String::new(), String::new(), false);
+    let mut machine_is = (String::new(), Vec::new());
     let outcome = qemu::boot(&machine, |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
         ["@plan", name, end] => {
             plan.insert(name.to_owned(), end.to_owned());
@@ -480,13 +520,15 @@ pub fn boot_cases(accel: Accel, boot: &Boot, programs: &Programs, i686: Option<&
             ends.insert(name.to_owned(), (end.to_owned(), std::mem::take(&mut said)));
             running.clear();
         }
+        ["@kernel", release] => machine_is.0 = release.to_owned(),
+        ["@has", feature] => machine_is.1.push(feature.to_owned()),
         ["@done"] => done = true,
         _ => {
             said.push_str(line);
             said.push('\n');
         }
     })?;
-    Ok(Ran { place, plan, ends, running, done, outcome })
+    Ok(Ran { place, plan, ends, machine: machine_is, running, done, outcome })
 }
 
 /// Ways into the kernel that Debian leaves shut unless they are asked for: attacks try them.
@@ -494,7 +536,7 @@ const LEGACY: &str = "syscall.x32=y vsyscall=xonly";
 
 /// Boots a kernel, and counts the verdict on each case.
 fn one_boot(tally: &mut Tally, accel: Accel, boot: &Boot, programs: &Programs, i686: Option<&Programs>) -> Result<()> {
-    let Ran { place, plan, ends, running, done, outcome } = boot_cases(accel, boot, programs, i686)?;
+    let Ran { place, plan, ends, running, done, outcome, .. } = boot_cases(accel, boot, programs, i686)?;
     let before = tally.passed;
     // A line of the plan that the console spoilt would hide its case.
     if let Ok(all) = cases(programs, &boot.filter) {

@@ -30,6 +30,7 @@ pub fn run(args: Args) -> ! {
     let line = sys::open(c"/proc/cmdline").and_then(|fd| sys::read(fd, &mut text)).unwrap_or(0);
     let line = core::str::from_utf8(&text[..line]).unwrap_or("");
     let filter = line.split_whitespace().find_map(|word| word.strip_prefix("ascetic.filter=")).unwrap_or("");
+    machine();
     let cases = || CASES.chosen(filter);
     cases().for_each(|case| println!("@plan {} {}", case.name, case.end));
     for case in cases() {
@@ -45,6 +46,24 @@ pub fn run(args: Args) -> ! {
     loop {
         core::hint::spin_loop();
     }
+}
+
+/// What of a processor makes a difference here, by the kernel's names of it (`proc_cpuinfo(5)`).
+const FEATURES: [&str; 8] = ["lm", "nx", "rdtscp", "fsgsbase", "xsave", "avx", "avx512f", "pku"];
+
+/// Says which kernel this is, and what of [`FEATURES`] its processors have.
+fn machine() {
+    let mut text = [0u8; 4096];
+    let mut first = |path, begin: &str, tell: &dyn Fn(&str)| {
+        let len = sys::open(path).and_then(|fd| sys::read(fd, &mut text)).unwrap_or(0);
+        let line = core::str::from_utf8(&text[..len]).unwrap_or("").lines().find(|line| line.starts_with(begin));
+        tell(line.unwrap_or(""));
+    };
+    first(c"/proc/sys/kernel/osrelease", "", &|line| println!("@kernel {line}"));
+    first(c"/proc/cpuinfo", "flags", &|line| {
+        let has = |feature: &&&str| line.split_whitespace().any(|flag| flag == **feature);
+        FEATURES.iter().filter(has).for_each(|feature| println!("@has {feature}"));
+    });
 }
 
 struct Verdict(Option<Status>);

@@ -291,20 +291,20 @@ fn memory<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment], de
 pub(super) fn classified(dump: &Dump, exception: &Exception) -> Class {
     let insn = dump.read(exception.pc, 2);
     let sp = dump.threads.first().and_then(|thread| thread.registers.as_ref().ok()?.sp(dump.arch)).unwrap_or(0);
-    let fetch = if exception.address == exception.pc { PF_FETCH } else { 0 };
     let class = classify::classify(&classify::Facts {
         sig: exception.signal,
         code: exception.code,
         sent: exception.code.is_some_and(|code| code <= 0),
         // By signal and code (`arch/x86/kernel/traps.c`).
         trap: match (exception.signal, exception.code) {
-            (11, Some(1 | 2)) => (14, fetch),
+            (11, Some(1 | 2)) => (14, if exception.address == exception.pc { PF_FETCH } else { 0 }),
             (11, _) => (13, 0),
             (8, Some(1)) => (0, 0),
             (5, Some(2)) => (1, 0),
             _ => (u32::MAX, 0),
         },
         addr: exception.address,
+        pc: exception.pc,
         sp,
         stack: (0, 0),
         vault: (0, 0),

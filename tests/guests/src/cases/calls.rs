@@ -73,6 +73,16 @@ fn one_pid() {
     check!(sandbox.wait(Some(PATIENCE)).guest == Status::Exited((pid & 0x7f) as u8));
 }
 
+/// Whether the processor has `rdtscp` (Intel's manual, CPUID).
+pub fn has_rdtscp() -> bool {
+    #[cfg(target_arch = "x86")]
+    use core::arch::x86::__cpuid;
+    #[cfg(target_arch = "x86_64")]
+    use core::arch::x86_64::__cpuid;
+    const EXTENDED: u32 = 0x8000_0000;
+    __cpuid(EXTENDED).eax > EXTENDED && __cpuid(EXTENDED + 1).edx >> 27 & 1 == 1
+}
+
 fn read_tsc() -> u64 {
     let (lo, hi): (u32, u32);
     // SAFETY: no memory.
@@ -86,6 +96,9 @@ extern "C" fn rdtsc(_: usize) -> i32 {
         let next = read_tsc();
         check!(next > last);
         last = next;
+    }
+    if !has_rdtscp() {
+        return 0;
     }
     let (lo, hi, aux): (u32, u32, u32);
     // SAFETY: no memory.

@@ -1,6 +1,7 @@
 //! What is known of a crash besides the record: the kernel's core, which must say the same, and calls that nobody allowed.
 
 use super::faults::{FAULTS, Fault, calls, short_file};
+use super::program::has_dispatch;
 use super::*;
 use ascetic::error::Error;
 use ascetic::fault::record::Kind;
@@ -54,7 +55,7 @@ fn possible() {
 
 fn denied() {
     let config = Config { report_denied: true, ..config() };
-    if sys_dispatch().is_err() {
+    if !has_dispatch() {
         match sandbox::spawn(&config, calls, 0) {
             Err(Error::NoDispatch) => skip("no syscall user dispatch on this kernel"),
             other => check!(false, "{:?}", other.map(|_| ())),
@@ -84,11 +85,6 @@ fn denied_off() {
     let mut sandbox = spawn(&Config::new(&POLICY), calls, 0);
     check!(sandbox.wait(Some(PATIENCE)).guest.is_signal(SIGKILL));
     check!(sandbox.record(&mut [0; 64]).is_empty());
-}
-
-fn sys_dispatch() -> sys::Result<()> {
-    // SAFETY: turns off what is not on.
-    unsafe { sys::prctl(sys::PR_SET_SYSCALL_USER_DISPATCH, 0) }.map(drop)
 }
 
 extern "C" fn ends(_: usize) -> i32 {
@@ -128,6 +124,7 @@ fn memory_config() -> Config<'static> {
 
 /// T writes what the supervisor asks for, up to a hole and behind it; and neither before the end nor after it.
 fn memory(base: &Config<'_>) {
+    others_are_spared();
     use ascetic::broker::NoReader;
     static SEEN: AtomicU32 = AtomicU32::new(0);
     static mut INTO: [u8; (ROOM + 1) * PAGE] = [0; (ROOM + 1) * PAGE];
@@ -215,6 +212,7 @@ fn memory_of_other_uid() {
 
 /// Of the thread that crashes, while another goes on.
 fn memory_of_threads() {
+    others_are_spared();
     const THREADS: Policy = super::program::DIRECT.threads(8);
     static SEEN: AtomicU32 = AtomicU32::new(0);
     let word = 0x1122_3344_5566_7788u64;
@@ -254,6 +252,7 @@ fn memory_of_nobody() {
 
 /// A guest that leaves a request of its own, or has its T wait before its time, hurts itself at most.
 fn memory_of_cheats() {
+    others_are_spared();
     use ascetic::abi::NR_STAY;
     extern "C" fn stays(_: usize) -> i32 {
         // SAFETY: nobody answers.
@@ -411,12 +410,12 @@ fn go_to(path: &Path) {
 fn one(fault: &Fault, pattern: Pattern) {
     let at = if pattern == Pattern::File { c"core" } else { SAVED };
     let _ = remove(at);
-    let short = short_file();
-    let share = [short];
-    let report_denied = sys_dispatch().is_ok();
+    let report_denied = has_dispatch();
     if fault.signal == SIGSYS && !report_denied {
         return note!("{}: no syscall user dispatch on this kernel", fault.name);
     }
+    let short = short_file();
+    let share = [short];
     let config = Config { share: &share, report_denied, ..config() };
     let mut sandbox = spawn(&config, fault.guest, short.0);
     let outcome = sandbox.wait(Some(PATIENCE));
@@ -548,6 +547,7 @@ fn compare(name: &str, record: &Record<'_>, core: i32) {
 /// T's end leaves no core, unless that is asked for.
 fn trusted() {
     possible();
+    others_are_spared();
     set(Pattern::File);
     let _scratch = Scratch::new();
     go_to(&path(""));
@@ -647,7 +647,7 @@ pub fn crash(name: &str, options: impl Iterator<Item = &'static str>) {
     const THREADS: Policy = super::program::DIRECT.threads(8);
     let short = short_file();
     let share = [short];
-    let denied = sys_dispatch().is_ok();
+    let denied = has_dispatch();
     let mut base = Config { share: &share, report_denied: denied, core: freestanding::crash::core(), ..config() };
     for option in options.take_while(|option| !option.is_empty()) {
         match option {

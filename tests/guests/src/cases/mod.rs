@@ -79,6 +79,31 @@ fn skip(why: &str) -> ! {
     freestanding::exit(SKIPPED)
 }
 
+/// The first two numbers of the kernel's version.
+fn kernel() -> (u32, u32) {
+    let mut text = [0u8; 64];
+    let read = ascetic::sys::open(c"/proc/sys/kernel/osrelease").and_then(|fd| {
+        let read = ascetic::sys::read(fd, &mut text);
+        ascetic::sys::close(fd);
+        read
+    });
+    let text = core::str::from_utf8(&text[..read.unwrap_or(0)]).unwrap_or("");
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Whether a task that could dump core ends no other (`fs/coredump.c`, `zap_threads`).
+fn cores_spare_others() -> bool {
+    kernel() >= (5, 16)
+}
+
+/// Skips where they do not: T ends with its guest.
+fn others_are_spared() {
+    if !cores_spare_others() {
+        skip("before Linux 5.16, a task that could dump core ends all that share its memory");
+    }
+}
+
 /// Concatenates the lists of cases.
 pub struct Cases(&'static [&'static [Case]]);
 

@@ -2,6 +2,7 @@
 //! the guest's own system call instructions, which the kernel turns into SIGSYS. Beside each permission stands its nearest
 //! forbidden neighbour.
 
+use super::calls::has_rdtscp;
 use super::files::{ALL, RW, one_path, open, rooted, with_root};
 use super::*;
 use ascetic::policy::Family;
@@ -46,11 +47,16 @@ pub unsafe fn c<const N: usize>(nr: Sysno, args: [usize; N]) -> sys::Result<usiz
 /// Runs a case in both ways; the second where the kernel can.
 pub fn both(run: fn()) {
     run();
-    // SAFETY: turns off what is not on.
-    if unsafe { sys::prctl(sys::PR_SET_SYSCALL_USER_DISPATCH, 0) }.is_ok() {
+    if has_dispatch() {
         RAW.store(true, Ordering::Relaxed);
         run();
     }
+}
+
+/// Whether this kernel has syscall user dispatch.
+pub fn has_dispatch() -> bool {
+    // SAFETY: turns off what is not on.
+    unsafe { sys::prctl(sys::PR_SET_SYSCALL_USER_DISPATCH, 0) }.is_ok()
 }
 
 /// Whether the second run is on.
@@ -483,6 +489,9 @@ fn tsc() -> u64 {
 }
 
 fn tscp() -> u64 {
+    if !has_rdtscp() {
+        return tsc();
+    }
     let (lo, hi): (u32, u32);
     // SAFETY: as above.
     unsafe { core::arch::asm!("rdtscp", out("eax") lo, out("edx") hi, out("ecx") _, options(nomem, nostack)) };
