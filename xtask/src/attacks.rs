@@ -60,6 +60,7 @@ struct Place {
 }
 
 /// How a case ended.
+#[derive(serde::Serialize, serde::Deserialize)]
 pub enum End {
     /// As it says that it must.
     AsAsserted,

@@ -58,6 +58,7 @@ fn places() -> Vec<Place> {
 }
 
 /// What was seen in a place.
+#[derive(serde::Serialize, serde::Deserialize)]
 struct Seen {
     name: String,
     release: String,
@@ -67,7 +68,7 @@ struct Seen {
     broken: Option<String>,
 }
 
-fn here(programs: &Programs, filter: &str) -> Result<Seen> {
+fn here(name: &str, programs: &Programs, filter: &str) -> Result<Seen> {
     let mut ends = BTreeMap::new();
     for (name, expected) in cases(programs, filter)? {
         let (how, said) = case(programs, &name, false)?;
@@ -80,7 +81,7 @@ fn here(programs: &Programs, filter: &str) -> Result<Seen> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
     // What somebody called this build is no use to others.
     let release = release.split('-').next().unwrap_or_default().to_owned();
-    Ok(Seen { name: format!("{}, natively", programs.arch), release, features, ends, broken: None })
+    Ok(Seen { name: name.to_owned(), release, features, ends, broken: None })
 }
 
 /// What of a processor makes a difference, by the kernel's names: as `tests/guests/src/init.rs` has them.
@@ -102,30 +103,40 @@ fn in_qemu(accel: Accel, place: &Place, programs: &Programs, filter: &str) -> Re
     Ok(Seen { name: place.name.clone(), release: ran.machine.0, features: ran.machine.1, ends, broken })
 }
 
-/// Runs the cases in whose name `filter` is in the places in whose name `only` is; with neither, writes the document. Whether all
-/// ended as they must.
+/// Runs the cases in whose name `filter` is in the places in whose name `only` is. Without a filter, what is seen is kept, and the
+/// document is made of what is kept once that is of all places. Whether all ended as they must.
 ///
 /// # Errors
 /// Something cannot be built, fetched or started.
 pub fn run(filter: &str, only: &str) -> Result<bool> {
     let built = [Arch::X86_64, Arch::I686].map(guests::build).into_iter().collect::<Result<Vec<_>>>()?;
-    let mut all: Vec<Seen> = Vec::new();
-    for programs in built.iter().filter(|programs| "natively".contains(only) && programs.runs_here()) {
-        all.push(here(programs, filter)?);
-        tell(&all);
+    let (mut good, mut accel) = (true, None);
+    let native: Vec<(String, &Programs)> = built
+        .iter()
+        .filter(|programs| programs.runs_here())
+        .map(|programs| (format!("{}, natively", programs.arch), programs))
+        .collect();
+    for (name, programs) in native.iter().filter(|(name, _)| name.contains(only)) {
+        good &= told(&here(name, programs, filter)?, filter)?;
     }
-    let mut accel = None;
-    for place in places().iter().filter(|place| place.name.contains(only)) {
+    let places = places();
+    for place in places.iter().filter(|place| place.name.contains(only)) {
         let programs = built.iter().find(|programs| programs.arch == place.programs).context("programs")?;
         let accel = *accel.get_or_insert_with(|| accelerator(place.kernel));
-        all.push(in_qemu(accel, place, programs, filter)?);
-        tell(&all);
+        good &= told(&in_qemu(accel, place, programs, filter)?, filter)?;
     }
-    let good = all.iter().all(|seen| seen.broken.is_none() && seen.failures().next().is_none());
-    if filter.is_empty() && only.is_empty() {
-        fs::write(root().join("docs/kernels.md"), render(&all)?)?;
+    let names = native.iter().map(|(name, _)| name).chain(places.iter().map(|place| &place.name));
+    let all: Option<Vec<Seen>> = names.map(|name| serde_json::from_slice(&fs::read(kept(name)).ok()?).ok()).collect();
+    match all {
+        Some(all) if filter.is_empty() => fs::write(root().join("docs/kernels.md"), render(&all)?)?,
+        _ => {}
     }
     Ok(good)
+}
+
+/// Where what was seen in a place is kept.
+fn kept(name: &str) -> std::path::PathBuf {
+    cache().join("matrix").join(format!("{name}.json"))
 }
 
 /// A /dev/kvm that is there may hang: it is used only after it has booted something.
@@ -147,9 +158,8 @@ impl Seen {
     }
 }
 
-/// Says what became of the last place.
-fn tell(all: &[Seen]) {
-    let Some(seen) = all.last() else { return };
+/// Says what became of a place, and keeps it if all cases were run. Whether all ended as they must.
+fn told(seen: &Seen, filter: &str) -> Result<bool> {
     for (name, why) in seen.failures() {
         println!("FAILED {name} ({}): {why}", seen.name);
     }
@@ -158,6 +168,12 @@ fn tell(all: &[Seen]) {
     }
     let passed = seen.ends.values().filter(|end| matches!(end, End::AsAsserted)).count();
     println!("{passed} of {} cases passed: {}, Linux {}", seen.ends.len(), seen.name, seen.release);
+    if filter.is_empty() {
+        let path = kept(&seen.name);
+        fs::create_dir_all(path.with_file_name(""))?;
+        fs::write(path, serde_json::to_vec(seen)?)?;
+    }
+    Ok(seen.broken.is_none() && seen.failures().next().is_none())
 }
 
 const HEAD: &str = "\

@@ -97,7 +97,7 @@ pub struct Options {
     /// Runs the guest cases on every kernel, processor and number of processors that there is, and writes docs/kernels.md
     #[arg(long, conflicts_with_all = ["no_qemu", "arch", "kernel", "long"])]
     matrix: bool,
-    /// Of the matrix, only places in whose name this is; nothing is written
+    /// Of the matrix, only places in whose name this is; of the others, the document has what was seen last
     #[arg(long, requires = "matrix", default_value = "")]
     place: String,
 }

@@ -184,6 +184,7 @@ fn memory_not_dumpable() {
 static JAILED: AtomicBool = AtomicBool::new(false);
 
 fn memory_in_chroot() {
+    others_are_spared(); // before anything is mounted
     in_qemu("changes the root folder: in QEMU only");
     let empty = c"/tmp/empty";
     // SAFETY: strings that end in NUL.
