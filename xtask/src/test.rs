@@ -31,7 +31,7 @@ pub const SKIPPED: &str = "exit:77";
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
 /// userfaultfd (build options), syscall user dispatch (5.11), a T that outlives its guest's core (5.16), a second CPU,
 /// pseudo-terminals, real-time policies, a machine of one's own to change.
-const MAY_SKIP: [&str; 37] = [
+const MAY_SKIP: [&str; 39] = [
     "attack_frame_mode",
     "attack_frame_stack",
     "attack_io_uring",
@@ -61,7 +61,9 @@ const MAY_SKIP: [&str; 37] = [
     "fault_misaligned",
     "leaving_",
     "mappings_are_sealed",
+    "mechanism_",
     "program_foreign_numbers",
+    "race_",
     "supervisor_real_time",
     "supervisor_terminal",
     "threads_bad_storage",

@@ -549,6 +549,7 @@ fn compare(name: &str, record: &Record<'_>, core: i32) {
 fn trusted() {
     possible();
     others_are_spared();
+    t_spins();
     set(Pattern::File);
     let _scratch = Scratch::new();
     go_to(&path(""));

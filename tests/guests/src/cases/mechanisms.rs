@@ -17,6 +17,7 @@ cells! {
 }
 
 fn cell(cell: u8) {
+    t_spins();
     let end = experiment(cell);
     let expected =
         if handler_can_run(cell) { Status::Exited(HANDLER_RAN) } else { Status::Signaled { signal: 11, core: false } };

@@ -139,6 +139,9 @@ fn attack(config: &Config<'_>, guest: extern "C" fn(usize) -> i32, off: bool) {
     };
     ENOUGH.store(bound, Ordering::Relaxed);
     let outcome = spawn(config, guest, usize::from(off)).wait(Some(if is_long() { PATIENCE * 20 } else { PATIENCE }));
+    if off && processors() < 2 && outcome.guest == Status::Exited(0) {
+        skip("on one processor, nobody happened to be interrupted between the two looks");
+    }
     check!(outcome.guest == Status::Exited(u8::from(off) * WON as u8), "{outcome:?}");
 }
 

@@ -19,6 +19,7 @@ fn run(what: &CStr) {
         skip("changes the machine's settings: in QEMU only");
     }
     others_are_spared();
+    t_spins();
     let program = c"/ways";
     let argv = [program.as_ptr() as usize, what.as_ptr() as usize, 0];
     // SAFETY: the strings end in NUL, the lists in a null pointer.
