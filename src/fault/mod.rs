@@ -441,8 +441,12 @@ const SW_BYTES: usize = 464;
 #[cfg(target_arch = "x86_64")]
 pub(crate) const FEATURES: usize = SW_BYTES + 8;
 
+/// Bytes of XSAVE's header (`struct xstate_header`, `arch/x86/include/asm/fpu/types.h`).
+const XSAVE_HEADER: usize = 64;
+
 /// How long the extended state is that the kernel saved at `fpstate`, in bytes; 0 if there is none. Its size is in the
-/// bytes that FXSAVE leaves to software (`struct _fpx_sw_bytes`, `uapi/asm/sigcontext.h`), which `read` reads.
+/// bytes that FXSAVE leaves to software (`struct _fpx_sw_bytes`, `uapi/asm/sigcontext.h`), which `read` reads. On a processor
+/// without XSAVE the kernel counts a word behind it that is not there (`save_xstate_epilog`, `arch/x86/kernel/fpu/signal.c`).
 pub(crate) fn extended_len(fpstate: usize, read: impl FnOnce(usize, *mut u8, usize)) -> usize {
     const MAGIC1: u32 = 0x4650_5853;
     if fpstate == 0 {
@@ -451,7 +455,8 @@ pub(crate) fn extended_len(fpstate: usize, read: impl FnOnce(usize, *mut u8, usi
     let (fxsave, legacy) = Frame::FXSAVE;
     let mut words = [0u32; 2];
     read(fpstate.wrapping_add(fxsave).wrapping_add(SW_BYTES), words.as_mut_ptr().cast(), size_of_val(&words));
-    if words[0] == MAGIC1 { words[1] as usize } else { legacy }
+    let len = words[1] as usize;
+    if words[0] == MAGIC1 && len >= legacy.wrapping_add(XSAVE_HEADER) { len } else { legacy }
 }
 
 /// Empties the probe pipe, should the guest have put something there.

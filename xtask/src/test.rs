@@ -31,12 +31,13 @@ pub const SKIPPED: &str = "exit:77";
 /// Cases that may find that something is not there: NX, exceptions that QEMU does not raise, mseal (6.10), io_uring and
 /// userfaultfd (build options), syscall user dispatch (5.11), a T that outlives its guest's core (5.16), a second CPU,
 /// pseudo-terminals, real-time policies, a machine of one's own to change.
-const MAY_SKIP: [&str; 39] = [
+const MAY_SKIP: [&str; 40] = [
     "attack_frame_mode",
     "attack_frame_stack",
     "attack_io_uring",
     "attack_map_files",
     "attack_modify_ldt",
+    "attack_proc_mem_off",
     "attack_rseq",
     "attack_sysv",
     "attack_userfaultfd",
