@@ -1,4 +1,4 @@
-//! `cargo xtask live`: live fuzzing of a real sandbox (`tests/live`), in runs of their own; what fails is made smaller, and kept.
+//! `cargo xtask fuzz live`: live fuzzing of a real sandbox (`tests/live`), in runs of their own; what fails is made smaller, and kept.
 
 use std::fs;
 use std::io::Read;
@@ -114,7 +114,7 @@ fn minimise(programs: &Programs, folder: &Path, said: &str) -> Result<String> {
     }
     fs::create_dir_all(folder)?;
     let file = folder.join(format!("{arch}-{seed}"));
-    let again = format!("cargo xtask live --arch {arch} --seed {seed} --features {features}");
+    let again = format!("cargo xtask fuzz live --arch {arch} --seed {seed} --features {features}");
     fs::write(&file, format!("{again}\n\n{last}"))?;
     Ok(format!("found something; again, as far as the scheduler does the same: {again}\nkept in {}", file.display()))
 }

@@ -55,10 +55,8 @@ enum Task {
     Test(test::Options),
     /// Runs each known attack with its defence on and off, and prints what became of it
     Attacks(attacks::Options),
-    /// Plays random guests against a real sandbox, and looks at all that it does
-    Live(live::Options),
     /// Fuzzes, guided by coverage, what takes bytes that a guest may have written
-    Fuzz(fuzz::Options),
+    Fuzz(Fuzz),
     /// Counts which lines of policy, broker, decoder and collector the tests and a short fuzzing run reach
     Coverage(coverage::Options),
     /// Has each system call of a sandbox's life fail in turn, and looks that nothing hangs or is left
@@ -79,6 +77,21 @@ enum Task {
     },
     /// Makes include/ascetic.h of the C interface's source
     Header,
+}
+
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Fuzz {
+    #[command(subcommand)]
+    task: Option<FuzzTask>,
+    #[command(flatten)]
+    options: fuzz::Options,
+}
+
+#[derive(Subcommand)]
+enum FuzzTask {
+    /// Plays random guests against a real sandbox, and looks at all that it does
+    Live(live::Options),
 }
 
 impl std::str::FromStr for Arch {
@@ -108,8 +121,8 @@ fn main() -> ExitCode {
         Task::Demo { json, arch } => demo::run(arch, json),
         Task::Test(options) => test::run(&options),
         Task::Attacks(options) => attacks::run(&options),
-        Task::Live(options) => live::run(&options),
-        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Fuzz(Fuzz { task: Some(FuzzTask::Live(options)), .. }) => live::run(&options),
+        Task::Fuzz(Fuzz { task: None, options }) => fuzz::run(&options),
         Task::Coverage(options) => coverage::run(&options),
         Task::Inject(options) => inject::run(&options),
         Task::Soak(options) => soak::run(&options),

@@ -150,8 +150,8 @@ pub fn write(clean: &[Clean]) -> Result<bool> {
 const HEAD: &str = "# Fuzzing
 
 Made by `cargo xtask fuzz [TARGET] --seconds 600 --write`, from the runs that it tells of. [fuzz/](../fuzz/src/lib.rs) is laid out as `cargo fuzz`
-wants it. What each target is judged by is a slow model, written apart from the code that it judges. Besides these, `cargo xtask
-live` fuzzes a real sandbox ([tests/live/](../tests/live/mod.rs)).
+wants it. What each target is judged by is a slow model, written apart from the code that it judges. Besides these, `cargo xtask fuzz live`
+fuzzes a real sandbox ([tests/live/](../tests/live/mod.rs)).
 
 ";
 

@@ -46,9 +46,15 @@ pub fn parity() -> Result<()> {
 /// # Errors
 /// Naming the document and the link.
 pub fn links() -> Result<()> {
-    for name in
-        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "docs/fault-record.md", "docs/attacks.md"]
-    {
+    for name in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "docs/fault-record.md",
+        "docs/attacks.md",
+        "docs/fuzzing.md",
+    ] {
         let text = fs::read_to_string(root().join(name)).with_context(|| name.to_owned())?;
         let folder = root().join(name).parent().map(ToOwned::to_owned).unwrap_or_default();
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
