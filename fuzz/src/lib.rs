@@ -8,6 +8,7 @@ pub mod broker;
 pub mod collector;
 pub mod model;
 pub mod mutate;
+pub mod paths;
 pub mod ranges;
 pub mod record;
 pub mod requests;

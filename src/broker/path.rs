@@ -6,7 +6,7 @@ use core::ffi::CStr;
 /// Bytes of a path with its NUL (`PATH_MAX`).
 pub const PATH: usize = 4096;
 
-/// An absolute path, without `//` and `/./`, but with its `..` and what its last name asks for: a `/` or `/.` at its end.
+/// An absolute path, without `//` and `/./`, but with its `..` and what its last name asks for: a `/`, or `/.`, at its end.
 /// All zeros is an empty one. It is filled in where it is: moving it would cost more than deciding on it.
 pub struct Whole {
     /// Ends in NUL.
@@ -33,10 +33,10 @@ impl Whole {
             self.push(b"/")?;
             self.push(part)?;
         }
-        let last = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        if self.len == 0 || matches!(last, b"" | b".") {
-            self.push(b"/")?;
-            self.push(last)?;
+        let mut lasts = path.rsplit(|byte| *byte == b'/').skip_while(|part| part.is_empty());
+        let dot = lasts.next() == Some(b".");
+        if self.len == 0 || dot || path.ends_with(b"/") || path.is_empty() {
+            self.push(if dot { b"/." } else { b"/" })?;
         }
         *self.text.get_mut(self.len)? = 0;
         Some(())
@@ -146,6 +146,9 @@ mod tests {
             ("/w", "a/.", "/w/a/."),
             ("/w", ".", "/w/."),
             ("/w", "a//", "/w/a/"),
+            ("/w", "a/.//", "/w/a/."),
+            ("/w", "./", "/w/."),
+            ("/w", "", "/w/"),
             ("/w", "/", "/"),
             ("/w", "//.", "/."),
             ("/w", "a/..", "/w/a/.."),

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 
 use ascetic::abi::{STRIDE, VERDICT_TO_MAILBOX, Vault};
 use ascetic::policy::Policy;
@@ -24,12 +25,12 @@ const SIGKILL: i32 = 9;
 pub(super) type Message = (u32, Option<[u32; 2]>);
 
 /// All that there is.
-pub(super) struct World {
+pub(crate) struct World {
     input: VecDeque<u8>,
     pub(super) policy: Policy<'static>,
     clock: u64,
     /// Nobody lies, fails or ends any more.
-    pub(super) quiet: bool,
+    pub(crate) quiet: bool,
     pub(super) tasks: Vec<Task>,
     pub(super) messages: VecDeque<Message>,
     pub(super) rung: bool,
@@ -41,27 +42,29 @@ pub(super) struct World {
     turn: usize,
     /// A word of the first mailbox changes all the time.
     pub(super) scribbled: bool,
+    /// The roots, if Ts make calls of files, which are the real kernel's then.
+    pub(crate) roots: Vec<OwnedFd>,
 }
 
 thread_local! {
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
 }
 
-pub(super) fn begin(world: World) {
+pub(crate) fn begin(world: World) {
     WORLD.set(Some(world));
 }
 
-pub(super) fn with<T>(what: impl FnOnce(&mut World) -> T) -> T {
+pub(crate) fn with<T>(what: impl FnOnce(&mut World) -> T) -> T {
     WORLD.with_borrow_mut(|world| what(world.as_mut().expect("there is a world")))
 }
 
 /// The kernel of [`ascetic::experiment::simulate`].
-pub(super) fn call(nr: Sysno, args: &[usize; 6]) -> Option<Result<usize>> {
+pub(crate) fn call(nr: Sysno, args: &[usize; 6]) -> Option<Result<usize>> {
     with(|world| world.call(nr, args))
 }
 
 impl World {
-    pub(super) fn new(input: &[u8], policy: Policy<'static>) -> Self {
+    pub(crate) fn new(input: &[u8], policy: Policy<'static>) -> Self {
         Self {
             input: input.iter().copied().collect(),
             policy,
@@ -75,6 +78,7 @@ impl World {
             views: Vec::new(),
             turn: 0,
             scribbled: false,
+            roots: Vec::new(),
         }
     }
 
@@ -98,11 +102,11 @@ impl World {
         self.views[0] + 4096 + size_of::<Vault>() + pair * STRIDE
     }
 
-    pub(super) fn mailbox(&self, pair: usize) -> usize {
+    pub(crate) fn mailbox(&self, pair: usize) -> usize {
         self.views[1] + pair * STRIDE
     }
 
-    fn vault(&self) -> &Vault {
+    pub(crate) fn vault(&self) -> &Vault {
         // SAFETY: the view is mapped as long as the sandbox lives, and its first page is written once.
         unsafe { &*((self.views[0] + 4096) as *const Vault) }
     }
@@ -118,7 +122,7 @@ impl World {
     }
 
     /// Where the supervisor sees what the sandbox has at an address in a verdict; `None` if it is in none.
-    pub(super) fn in_verdict(&self, at: usize) -> Option<usize> {
+    pub(crate) fn in_verdict(&self, at: usize) -> Option<usize> {
         let first = self.vault().page.vault_lo + self.vault().page.vault_len - VERDICT_TO_MAILBOX;
         let offset = at.checked_sub(first).filter(|offset| *offset < VERDICT_TO_MAILBOX)?;
         Some(self.verdict(0) + offset)
@@ -371,7 +375,7 @@ impl World {
     }
 
     /// Everybody goes on, without lies. Whether anybody still waits for an answer.
-    pub(super) fn calm(&mut self) -> bool {
+    pub(crate) fn calm(&mut self) -> bool {
         self.pass(1);
         self.anybody_waits()
     }

@@ -3,9 +3,9 @@
 //! crash, in any order, also in the middle of what the broker does: whenever it makes a system call, and one of them all the time
 //! ([`scribbler`]).
 
-mod kernel;
+pub(crate) mod kernel;
 mod scribbler;
-mod tasks;
+pub(crate) mod tasks;
 
 use std::time::Duration;
 

@@ -192,7 +192,7 @@ impl Asked<'_> {
         if path[0] != b'/' && dir as i32 != libc::AT_FDCWD {
             return Err(libc::EACCES);
         }
-        let place = paths::locate(self.model, self.cwd, path).ok_or(libc::EACCES)?;
+        let place = paths::locate(&self.model.roots, self.cwd, path).ok_or(libc::EACCES)?;
         let revoked = self.revoked.to_le_bytes()[place.root / 8] >> (place.root % 8) & 1 == 1;
         if revoked { Err(libc::EACCES) } else { Ok(place) }
     }

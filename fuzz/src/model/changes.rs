@@ -73,6 +73,9 @@ pub fn decide(asked: &Asked<'_>) -> Decided<Option<Want>> {
     if at("symlink", "symlinkat") {
         let dir = if asked.is("symlink") { CWD } else { b };
         let target = asked.carried(0)?;
+        if target.is_empty() {
+            return Err(libc::ENOENT);
+        }
         return change("symlink", vec![path(asked, 1, dir, create)?], vec![], Some(target));
     }
     if at("chmod", "fchmodat") {

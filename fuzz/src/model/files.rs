@@ -264,6 +264,10 @@ fn readlinkat(asked: &Asked<'_>, dir: usize, to: usize, len: usize) -> Decided<W
     if name.is_empty() || *name == b"." || *name == b".." {
         return Err(libc::EINVAL);
     }
+    let is_root = |place: Place| !place.exact && place.below == b".";
+    if path.starts_with(b"/") && asked.locate(dir, &path).is_ok_and(is_root) {
+        return Err(libc::EINVAL);
+    }
     let folder = match folders {
         [] => b".".to_vec(),
         [b""] => b"/".to_vec(),

@@ -4,7 +4,7 @@
 pub mod broker;
 mod changes;
 mod files;
-mod paths;
+pub mod paths;
 mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -9,6 +9,15 @@ fn names(path: &[u8]) -> Vec<&[u8]> {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").collect()
 }
 
+/// What a path asks for at its end: `.`, with or without `/` behind it, nothing but `/`, or nothing.
+fn end(path: &[u8]) -> Option<&[u8]> {
+    let all: Vec<_> = path.split(|byte| *byte == b'/').collect();
+    match all.iter().rev().find(|name| !name.is_empty()) {
+        Some(&b".") => Some(b"."),
+        _ => all.last().is_none_or(|last| last.is_empty()).then_some(b""),
+    }
+}
+
 /// Absolute, and nothing but names.
 fn is_plain(path: &[u8]) -> bool {
     if path == b"/" {
@@ -72,22 +81,20 @@ pub fn fits(cwd: &[u8], path: &[u8]) -> bool {
     let from = if path.starts_with(b"/") { b"" } else { cwd };
     let all: Vec<_> = names(from).into_iter().chain(names(path)).collect();
     let mut len: usize = all.iter().map(|name| 1 + name.len()).sum();
-    let last = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    if all.is_empty() || last.is_empty() || last == b"." {
-        len += 1 + last.len();
+    let end = end(path);
+    if all.is_empty() || end.is_some() {
+        len += 1 + end.unwrap_or_default().len();
     }
     len < 4096
 }
 
 /// The root that a path is below, seen from the working folder: the one of the longest path.
-pub fn locate(model: &Model, cwd: &[u8], path: &[u8]) -> Option<Place> {
+pub fn locate(roots: &[Root], cwd: &[u8], path: &[u8]) -> Option<Place> {
     let from = if path.starts_with(b"/") { b"" } else { cwd };
     let all: Vec<_> = names(from).into_iter().chain(names(path)).collect();
-    // What the last name asks for: that it is a folder.
-    let last = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    let folder = (last.is_empty() || last == b".").then_some(last);
+    let folder = end(path);
     let mut best: Option<(usize, Place)> = None;
-    for (number, root) in model.roots.iter().enumerate() {
+    for (number, root) in roots.iter().enumerate() {
         let base = names(&root.path);
         if !all.starts_with(&base) || root.exact && (all.len() > base.len() || folder.is_some()) {
             continue;

@@ -60,6 +60,9 @@ impl<'a> Case<'_, 'a, '_> {
             }
             Sysno::symlink | Sysno::symlinkat => {
                 let (dir, target) = (if call == Sysno::symlink { CWD } else { b }, self.carried_path(0)?);
+                if target.is_empty() {
+                    return Err(refuse(Errno::ENOENT, "a link says something"));
+                }
                 let path = self.carried(1)?;
                 Change::Symlink(target, self.place(0, dir, path, create)?)
             }

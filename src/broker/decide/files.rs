@@ -136,9 +136,14 @@ impl<'a> Case<'_, 'a, '_> {
         self.is_bare(place).then_some(self.view.root_fds as usize + place.root)
     }
 
-    /// Whether the first path is such a root.
+    /// Whether the first path is a root that is a folder.
+    fn is_root(&self, place: Place) -> bool {
+        !place.exact && place.rest(&self.paths[0]) == b"."
+    }
+
+    /// Whether it is one that may only be known to be there.
     pub(super) fn is_bare(&self, place: Place) -> bool {
-        place.rights == Rights::NONE && !place.exact && place.rest(&self.paths[0]) == b"."
+        place.rights == Rights::NONE && self.is_root(place)
     }
 
     fn how(&self, flags: usize, mode: usize) -> OpenHow {
@@ -329,6 +334,9 @@ impl<'a> Case<'_, 'a, '_> {
         };
         if matches!(name, b"" | b"." | b"..") {
             return Err(refuse(Errno::EINVAL, "a folder is no symbolic link"));
+        }
+        if path.starts_with(b"/") && self.locate(0, dir, path).is_ok_and(|place| self.is_root(place)) {
+            return Err(refuse(Errno::EINVAL, "a root is no symbolic link"));
         }
         let start = self.start(dir, folder)?;
         if !self.view.policy.common_rights().has(Rights::READ) {
