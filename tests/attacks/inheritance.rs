@@ -3,6 +3,7 @@
 use super::super::debug::{ptrace, stopped_by};
 use super::super::program::{DIRECT, program};
 use super::*;
+use ascetic::arch;
 use ascetic::sys::Sysno;
 use ascetic::untrusted::{self, call};
 use core::sync::atomic::AtomicU32;
@@ -11,6 +12,7 @@ use freestanding::threads;
 pub const CASES: &[Case] = &[
     case("attack_control_words", || control_words(false)),
     case("attack_control_words_off_shows_it", || control_words(true)),
+    case("attack_inherited_flags", inherited_flags),
     case("attack_flags", || must_exit(&program(&THREADS), flags, 0, 0)),
 ];
 
@@ -29,21 +31,25 @@ fn set(mxcsr: u32, control: u16) {
     }
 }
 
+/// Traces a task, and stops it.
+fn stop(task: u32) {
+    const SEIZE: usize = 0x4206;
+    const INTERRUPT: usize = 0x4207;
+    for request in [SEIZE, INTERRUPT] {
+        let done = ptrace(request, task, 0);
+        check!(done.is_ok(), "{request:#x}: {done:?}");
+    }
+    check!(stopped_by(task).is_some());
+}
+
 /// What T has: MXCSR and the x87's control word, by `ptrace`, where the state is as `fxsave` stores it.
 fn words_of(t: u32) -> (u32, u16) {
     const GET: usize = if cfg!(target_arch = "x86_64") { 14 } else { 18 }; // PTRACE_GETFPREGS, PTRACE_GETFPXREGS
-    const SEIZE: usize = 0x4206;
-    const INTERRUPT: usize = 0x4207;
     #[repr(C, align(16))]
     struct Area([u32; 128]);
     let mut area = Area([0; 128]);
-    for (request, data) in [(SEIZE, 0), (INTERRUPT, 0), (GET, (&raw mut area).addr())] {
-        let done = ptrace(request, t, data);
-        check!(done.is_ok(), "{request:#x}: {done:?}");
-        if request == INTERRUPT {
-            check!(stopped_by(t).is_some());
-        }
-    }
+    stop(t);
+    check!(ptrace(GET, t, (&raw mut area).addr()).is_ok());
     (area.0[6], area.0[0] as u16)
 }
 
@@ -62,6 +68,51 @@ fn control_words(off: bool) {
     set(CLEAN.0, CLEAN.1);
     let words = words_of(sandbox.pids().0);
     check!(words == if off { (MXCSR, CONTROL) } else { CLEAN }, "{words:x?}");
+    sandbox.kill();
+}
+
+/// What can be set of the flags without harm to the code that starts a sandbox: the identification flag.
+const FLAG: usize = 1 << 21;
+
+fn set_flags(change: impl FnOnce(usize) -> usize) {
+    let flags: usize;
+    // SAFETY: pushes a word, and pops it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!("pushfq", "pop {}", out(reg) flags);
+        core::arch::asm!("push {}", "popfq", in(reg) change(flags));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        core::arch::asm!("pushfd", "pop {}", out(reg) flags);
+        core::arch::asm!("push {}", "popfd", in(reg) change(flags));
+    }
+}
+
+/// A T has none of the flags that the embedder had: no more than any task that runs.
+fn inherited_flags() {
+    extern "C" fn guest(_: usize) -> i32 {
+        loop {
+            core::hint::spin_loop();
+        }
+    }
+    const GET: usize = 12; // PTRACE_GETREGS
+    const FLAGS: usize = if cfg!(target_arch = "x86_64") { 18 } else { 14 };
+    const ARITHMETIC: usize = 0x8d5;
+    set_flags(|flags| flags | FLAG);
+    let mut sandbox = spawn(&config(), guest, 0);
+    let mut own = 0;
+    set_flags(|flags| {
+        own = flags;
+        flags & !FLAG
+    });
+    check!(own & FLAG != 0, "the embedder has lost it: {own:#x}");
+    let mut registers = [0usize; 27];
+    stop(sandbox.pids().0);
+    check!(ptrace(GET, sandbox.pids().0, registers.as_mut_ptr().addr()).is_ok());
+    let flags = registers[FLAGS];
+    check!(flags & !ARITHMETIC == arch::EFLAGS_CLEAN as usize, "{flags:#x}");
     sandbox.kill();
 }
 

@@ -103,6 +103,8 @@ attacks! {
     "state that is inherited" {
         "T is born with an MXCSR and an x87 that raise exceptions, as the embedder left them", "T cleans both before it serves",
         "attack_control_words", Wins("attack_control_words_off_shows_it");
+        "T is born with the embedder's flags: DF, AC, TF, NT", "set-up clears them before `clone`, and T clears DF",
+        "attack_inherited_flags", No("T has no instruction that goes by them, which the audit of its bytes shows; with TF, no embedder gets as far");
         "a guest with exceptions of MXCSR and x87 on, and one that waits, makes calls and threads", "T and U have registers of their own",
         "attack_flags", No("no guest's registers get to a T: its creator is the set-up task, or another T");
     }
