@@ -180,6 +180,13 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     file.map(|_| bytes).map_err(|error| format!("{}: {error}", path.display()))
 }
 
+/// Writes a file, or leaves none: half a dump looks like one.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
-    fs::write(path, bytes).map_err(|error| format!("{}: {error}", path.display()))
+    let mut file = fs::File::create(path);
+    let written = file.as_mut().map_err(|error| error.to_string());
+    let written = written.and_then(|file| file.write_all(bytes).map_err(|error| error.to_string()));
+    if written.is_err() && file.is_ok_and(|file| file.metadata().is_ok_and(|facts| facts.is_file())) {
+        let _ = fs::remove_file(path);
+    }
+    written.map_err(|error| format!("{}: {error}", path.display()))
 }

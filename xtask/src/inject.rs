@@ -1,4 +1,4 @@
-//! `cargo xtask inject`: has each system call of a sandbox's life fail in turn (`tests/inject`).
+//! `cargo xtask inject`: has each system call of a sandbox's life, and of a collector's, fail in turn (`tests/inject`).
 
 use std::process::Command;
 
@@ -39,7 +39,30 @@ pub fn run(options: &Options) -> Result<bool> {
     cargo.args(options.only.as_ref().map(|only| format!("--only={only}")));
     cargo.args(options.quick.then_some("--quick"));
     cargo.args(options.list.then_some("--list"));
-    Ok(cargo.status().context("cargo")?.success())
+    let good = cargo.status().context("cargo")?.success();
+    if options.only.is_none() {
+        println!("{}", check_collector()?);
+    }
+    Ok(good)
+}
+
+/// Has each call of a collector fail that converts a record, or a core, of each architecture. What came of it.
+///
+/// # Errors
+/// What was found.
+pub fn check_collector() -> Result<String> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).args(["build", "--quiet", "--package", "ascetic-inject", "--package", "ascetic-tools"]);
+    host::run(&mut cargo)?;
+    let mut all = Vec::new();
+    for sample in ["x86_64.record", "i686.record", "x86_64.core", "i686.core"] {
+        let mut inject = Command::new(root().join("target/debug/ascetic-inject"));
+        inject.arg(root().join("target/debug/ascetic-dump"));
+        inject.arg("--convert").arg(root().join("tools/tests/samples").join(sample));
+        let text = host::run(&mut inject)?;
+        all.push(format!("{sample}: {}", text.lines().last().unwrap_or_default()));
+    }
+    Ok(all.join("\n"))
 }
 
 fn injector(programs: &Programs) -> Command {

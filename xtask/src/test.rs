@@ -219,6 +219,7 @@ pub fn run(options: &Options) -> Result<bool> {
             None => tally.skip("fuzzing targets", fuzz::NO_COMPILER),
         }
         tally.told("soak", soak::check());
+        tally.told("a collector whose calls fail", inject::check_collector());
     }
     for programs in &built {
         natively(&mut tally, programs, options)?;

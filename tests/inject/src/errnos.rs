@@ -18,6 +18,7 @@ pub fn of(call: &str, file: &str) -> &'static [Errno] {
         "exit" | "exit_group" | "rt_sigreturn" | "sigreturn" | "getpid" | "gettid" | "getppid" | "sched_yield" => &[],
         // A descriptor is closed whatever `close` says. What `munmap` does not unmap, nobody can.
         "close" | "munmap" => &[],
+        "getrandom" => &[EINTR, ENOSYS],
         // The clock is there.
         "clock_gettime" | "clock_gettime64" => &[],
         "mmap" | "mmap2" | "mremap" => &[ENOMEM, EPERM, EAGAIN],

@@ -1,6 +1,8 @@
 //! Has every system call of a sandbox's life fail in turn, with each error that it can have: set-up, births, broker, reporter,
-//! end. No hang, nothing left, no guest code without a whole sandbox, and an error that names the call.
+//! end. No hang, nothing left, no guest code without a whole sandbox, and an error that names the call. The same of a collector:
+//! no crash, no file that is cut short, and an error that names the file.
 
+mod collector;
 mod errnos;
 mod trace;
 
@@ -11,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use trace::{Call, Fault, Run};
+use trace::{Call, Fault, Run, Subject};
+
+/// What came of a failure, or why that must not be.
+type Judged = Result<&'static str, String>;
 
 /// How long a run may take that has nothing to wait for but the sandbox's own deadline.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -21,8 +26,11 @@ const REFUSED: i32 = 3;
 
 #[derive(Parser)]
 struct Options {
-    /// The guests' program
+    /// The guests' program, or the collector's
     program: PathBuf,
+    /// The program is `ascetic-dump`, which is to convert this record or core
+    #[arg(long, value_name = "FILE")]
+    convert: Option<PathBuf>,
     /// Only the first N of a task's calls of one name
     #[arg(long, value_name = "N", default_value_t = usize::MAX)]
     first: usize,
@@ -41,7 +49,12 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match all(&Options::parse()) {
+    let options = Options::parse();
+    let done = match &options.convert {
+        Some(input) => collector::all(&options, input),
+        None => sandboxes(&options),
+    };
+    match done {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -57,10 +70,19 @@ fn role(task: usize) -> String {
     names.get(task).map_or_else(|| format!("task {task}"), |name| (*name).to_owned())
 }
 
-/// Runs the program with each call failing; returns how many findings there were.
-fn all(options: &Options) -> Result<usize> {
+/// Of a sandbox.
+fn sandboxes(options: &Options) -> Result<usize> {
+    let silent = options.silent.then(|| "silent".into());
+    let arguments = [Some("injected".into()), silent].into_iter().flatten().collect();
+    let subject = Subject { program: options.program.clone(), arguments, begins: None };
+    all(options, &subject, judge)
+}
+
+/// Runs a program with each call failing; returns how many findings there were. What it said last without any failure, `judge` is
+/// told.
+fn all(options: &Options, subject: &Subject, judge: impl Fn(&Run, &Call, &str) -> Judged) -> Result<usize> {
     let start = Instant::now();
-    let whole = trace::run(&options.program, options.silent, None, LIMIT)?;
+    let whole = trace::run(subject, None, LIMIT)?;
     let usual = whole.output.lines().last().unwrap_or_default().to_owned();
     ensure!(whole.status == ENDED && !whole.hung, "without any failure: status {}: {}", whole.status, whole.output);
     let (mut findings, mut runs, mut missed) = (0, 0, 0);
@@ -77,8 +99,7 @@ fn all(options: &Options) -> Result<usize> {
             if options.silent && findings > 0 {
                 break;
             }
-            let run =
-                trace::run(&options.program, options.silent, Some(Fault { call: call.clone(), errno: *errno }), LIMIT)?;
+            let run = trace::run(subject, Some(Fault { call: call.clone(), errno: *errno }), LIMIT)?;
             runs += 1;
             let Some(failed) = &run.failed else {
                 missed += 1; // tasks that run at once do not always make the same calls
@@ -111,7 +132,7 @@ fn all(options: &Options) -> Result<usize> {
 }
 
 /// What came of a run, or why that must not be.
-fn judge(run: &Run, failed: &Call, usual: &str) -> Result<&'static str, String> {
+fn judge(run: &Run, failed: &Call, usual: &str) -> Judged {
     let last = run.output.lines().last().unwrap_or_default();
     // The sandbox before the marks has run one.
     let guests = run.output.lines().filter(|line| *line == "guest").count();

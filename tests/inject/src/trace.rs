@@ -1,9 +1,12 @@
 //! A tracer that has one call fail.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{Read, Seek};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -21,7 +24,17 @@ const MARK: u64 = 0x6173_6365;
 /// `include/uapi/linux/audit.h`
 const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 
-/// A call that was made between the marks.
+/// What is run.
+pub struct Subject {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// From where on its calls are counted: from where it opens this file, or from its first mark to its second.
+    pub begins: Option<PathBuf>,
+}
+
+/// A call that is counted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Call {
     /// The task, in the order of birth; 0 is the supervisor.
@@ -45,7 +58,7 @@ pub struct Fault {
 
 /// What a program did.
 pub struct Run {
-    /// The calls between the marks.
+    /// The calls that are counted.
     pub calls: Vec<Call>,
     /// What it printed.
     pub output: String,
@@ -74,19 +87,14 @@ struct Task {
 ///
 /// # Errors
 /// It cannot be started or traced.
-pub fn run(program: &Path, silent: bool, fault: Option<Fault>, limit: Duration) -> Result<Run> {
+pub fn run(subject: &Subject, fault: Option<Fault>, limit: Duration) -> Result<Run> {
     let mut output = tempfile::tempfile()?;
-    let mut command = Command::new(program);
-    command
-        .arg("injected")
-        .args(silent.then_some("silent"))
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output.try_clone()?);
+    let mut command = Command::new(&subject.program);
+    command.args(&subject.arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
     command.process_group(0);
     // SAFETY: the hook makes one system call.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
-    let child = command.spawn().with_context(|| program.display().to_string())?;
+    let child = command.spawn().with_context(|| subject.program.display().to_string())?;
     let main = Pid::from_raw(child.id().try_into()?);
     ensure!(matches!(waitpid(main, None)?, WaitStatus::Stopped(..)), "it did not stop");
     ptrace::setoptions(
@@ -103,7 +111,9 @@ pub fn run(program: &Path, silent: bool, fault: Option<Fault>, limit: Duration) 
         // The group is not gone: the tracer has not reaped all of it, or it would have said so.
         late && killpg(main, Signal::SIGKILL).is_ok()
     });
-    let mut tracer = Tracer { main, fault, marks: 0, tasks: HashMap::new(), born: 0, calls: Vec::new(), failed: None };
+    let begins = subject.begins.clone();
+    let mut tracer =
+        Tracer { main, fault, begins, marks: 0, tasks: HashMap::new(), born: 0, calls: Vec::new(), failed: None };
     tracer.tasks.insert(main, Task { seen: true, ..Task::default() });
     let status = tracer.follow();
     drop(ended);
@@ -117,6 +127,7 @@ pub fn run(program: &Path, silent: bool, fault: Option<Fault>, limit: Duration) 
 struct Tracer {
     main: Pid,
     fault: Option<Fault>,
+    begins: Option<PathBuf>,
     /// How many marks were passed.
     marks: usize,
     tasks: HashMap<Pid, Task>,
@@ -184,6 +195,10 @@ impl Tracer {
                     self.marks += 1;
                     return Ok(());
                 }
+                if self.marks == 0 && name(entry.nr, i386) == "openat" {
+                    let opened = text(pid, entry.args[1]);
+                    self.marks += usize::from(opened.is_some() && opened == self.begins);
+                }
                 if self.marks != 1 {
                     return Ok(());
                 }
@@ -218,6 +233,15 @@ impl Tracer {
         }
         Ok(())
     }
+}
+
+/// A path in a task's memory; `None` if it is not there, or very long.
+fn text(pid: Pid, at: u64) -> Option<PathBuf> {
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut bytes = [0; 256];
+    let len = memory.read_at(&mut bytes, at).ok()?;
+    let end = bytes[..len].iter().position(|byte| *byte == 0)?;
+    Some(PathBuf::from(OsString::from_vec(bytes[..end].to_vec())))
 }
 
 /// What the kernel says of the call that a task has stopped at. (nix 0.30 has this, and asks for no bytes of it.)

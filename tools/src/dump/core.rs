@@ -118,7 +118,10 @@ fn of<'a, H: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
         if have < len {
             dump.missing.push("the core's notes are cut short".to_owned());
         }
-        let bytes = data.read_bytes_at(offset, have).unwrap_or_default();
+        let bytes = data.read_bytes_at(offset, have).unwrap_or_else(|()| {
+            dump.missing.push("the core's notes cannot be read".to_owned());
+            &[]
+        });
         if let Ok(notes) = NoteIterator::<H>::new(endian, one.p_align(endian), bytes) {
             self::notes(arch, endian, notes, &mut found, deadline);
         }
@@ -341,7 +344,7 @@ fn copy<'a, R: ReadRef<'a>>(dump: &mut Dump, data: R, segments: &[Segment], from
                 dump.add_memory(a, bytes);
                 dump.missing.push(format!("memory at {:#x}: the core is cut short", a.saturating_add(have)));
             }
-            Err(()) => {}
+            Err(()) => dump.missing.push(format!("memory at {a:#x}: the core cannot be read there")),
         }
     }
 }
