@@ -309,7 +309,9 @@ impl Call {
             Self::Faccessat2 => [dir, at(0), mode & 7, flags, 0, 0],
             Self::Readlink => [at(0), to, mode % 200 + 1, 0, 0, 0],
             Self::Readlinkat => [dir, at(0), to, mode % 200 + 1, 0, 0],
-            Self::Creat | Self::Mkdir | Self::Chmod => [at(0), mode & 0o777, 0, 0, 0, 0],
+            Self::Creat => [at(0), mode & 0o777, 0, 0, 0, 0],
+            // Of a folder, its owner must see what is there.
+            Self::Mkdir | Self::Chmod => [at(0), mode & 0o77 | 0o700, 0, 0, 0, 0],
             Self::Rmdir | Self::Unlink | Self::Chdir => [at(0), 0, 0, 0, 0, 0],
             Self::Unlinkat => [here, at(0), flags, 0, 0, 0],
             Self::Rename | Self::Link | Self::Symlink => [at(0), at(1), 0, 0, 0, 0],
