@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use ascetic::fault::classify::Class;
 use ascetic::fault::record::Arch;
+use object::elf::{NT_PRFPREG, NT_PRSTATUS, NT_PRXFPREG, NT_X86_XSTATE};
 
 use super::core::{call_args, classified};
 use super::notes::{self, SigInfo};
@@ -482,14 +483,19 @@ fn thread(dump: &mut Dump, facts: &Facts, pid: u32, registers: Registers) {
 
 /// Registers of a task that has stopped, and the number of the call that it is in.
 fn registers(pid: u32) -> Option<(Arch, Registers, u64)> {
-    let bytes = register_set(pid, object::elf::NT_PRSTATUS, 512);
+    let bytes = register_set(pid, NT_PRSTATUS, 512);
     let (arch, size) =
         if bytes.len() == 8 * notes::order(Arch::X86_64).len() { (Arch::X86_64, 8) } else { (Arch::X86, 4) };
     let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
     let values: Vec<u64> = bytes.chunks_exact(size).map(word).collect();
     let orig = notes::order(arch).iter().position(|name| *name == notes::ORIG)?;
     let (general, call) = (notes::general(arch, &values), *values.get(orig)?);
-    let extended = register_set(pid, object::elf::NT_X86_XSTATE, EXTENDED_MAX);
+    let mut extended = register_set(pid, NT_X86_XSTATE, EXTENDED_MAX);
+    if extended.is_empty() {
+        // Without XSAVE: what FXSAVE has.
+        let kind = if arch == Arch::X86_64 { NT_PRFPREG } else { NT_PRXFPREG };
+        extended = register_set(pid, kind, EXTENDED_MAX);
+    }
     Some((arch, Registers { general, extended }, call))
 }
 
