@@ -193,6 +193,8 @@ pub fn compare(crash: &Crash) -> Vec<Row> {
         let mut extended = registers(dump)?.extended;
         // The kernel's 32-bit sigreturn loses the last opcode of x87 (`arch/x86/kernel/fpu/regset.c`, `convert_to_fxsr`).
         extended.get_mut(FXSAVE_OPCODE)?.fill(0);
+        // Behind each register of x87 FXSAVE leaves bytes as they are; XSAVE's kernel clears them before.
+        extended.get_mut(FXSAVE_X87)?.chunks_exact_mut(16).for_each(|register| register[10..].fill(0));
         Some(hex::encode(extended.get(..FXSAVE_REGISTERS)?))
     };
     let backtrace = |dump: &Dump| {
@@ -214,6 +216,8 @@ pub fn compare(crash: &Crash) -> Vec<Row> {
 
 /// Where FXSAVE has the opcode of the last x87 instruction.
 const FXSAVE_OPCODE: std::ops::Range<usize> = 6..8;
+/// Where it has x87's registers, in 16 bytes each, of which 10 count.
+const FXSAVE_X87: std::ops::Range<usize> = 32..160;
 /// Bytes of FXSAVE that hold registers, on both architectures: control words, eight of x87's and eight of SSE's.
 const FXSAVE_REGISTERS: usize = 288;
 
