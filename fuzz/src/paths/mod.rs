@@ -157,35 +157,33 @@ pub fn check(bytes: &[u8]) {
 }
 
 impl Guest<'_> {
+    /// Has the guest make a call, and makes it plainly.
     fn play(&mut self, asked: &Asked) {
-        let trees = &self.trees;
-        let base = trees.bases[0].as_os_str().as_bytes();
+        let base = self.trees.bases[0].as_os_str().as_bytes();
         let paths: Vec<Vec<u8>> = asked.paths.iter().map(|path| path.text(base)).collect();
         let expected = self.expected(asked, &paths);
         let dir = self.dir(asked);
-        let ours = paths.clone();
-        let told = format!("{asked:?} of {:?} in {:?}", lossy(&ours), lossy(slice::from_ref(&self.cwd)));
+        let told = format!("{asked:?} of {:?} in {:?}", lossy(&paths), lossy(slice::from_ref(&self.cwd)));
         let mut buffers = [Buffer::new(), Buffer::new()];
-        let mut result = self.ask(asked, dir.map_or(libc::AT_FDCWD, |fds| fds[0]), &ours, &mut buffers[0]);
+        let mut result = self.ask(asked, dir.map_or(libc::AT_FDCWD, |fds| fds[0]), &paths, &mut buffers[0]);
         let is_error = |result: usize| result >= -4095isize as usize;
         match expected {
             Expected::Error => assert!(is_error(result), "it must fail: {told}"),
             Expected::Plain => {
-                // A path that is not absolute begins where the guest's working folder is.
-                let theirs: Vec<Vec<u8>> =
+                let translated: Vec<Vec<u8>> =
                     paths.iter().enumerate().map(|(i, path)| self.translated(asked, i, path)).collect();
                 let dir = dir.map_or(libc::AT_FDCWD, |fds| fds[1]);
-                let mut expected = asked.call.make(asked, dir, &theirs, &mut buffers[1]);
-                if asked.call.opens() && !is_error(result) && !is_error(expected) {
+                let mut plain = asked.call.make(asked, dir, &translated, &mut buffers[1]);
+                if asked.call.opens() && !is_error(result) && !is_error(plain) {
                     // SAFETY: two new descriptors.
-                    let fds = [result, expected].map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) });
+                    let fds = [result, plain].map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) });
                     self.compare_open(&fds, &told);
                     self.open.truncate(OPEN - 1);
                     self.open.insert(0, fds.map(far));
-                    (result, expected) = (0, 0);
+                    (result, plain) = (0, 0);
                 }
-                let either = is_error(result) && is_error(expected) && asked.call.fails_otherwise(&paths);
-                assert!(either || result == expected, "{}, not {}: {told}", result as isize, expected as isize);
+                let either = is_error(result) && is_error(plain) && asked.call.fails_otherwise(&paths);
+                assert!(either || result == plain, "{}, not {}: {told}", result as isize, plain as isize);
                 if asked.call == Call::Chdir && result == 0 {
                     self.chdir(&paths[0]);
                 }
@@ -209,7 +207,7 @@ impl Guest<'_> {
         Some([fds[0].as_raw_fd(), fds[1].as_raw_fd()])
     }
 
-    /// The path for the other tree.
+    /// The path for the other tree. One that is not absolute begins where the guest's working folder is.
     fn translated(&self, asked: &Asked, i: usize, path: &[u8]) -> Vec<u8> {
         let relative = !path.starts_with(b"/") && !path.is_empty();
         if relative && asked.call.is_path(i) && self.dir(asked).is_none() {
@@ -219,6 +217,7 @@ impl Guest<'_> {
         self.trees.translate(0, 1, path)
     }
 
+    /// Whether the text, a walk by name, and the roots' rights let the call be made.
     fn expected(&self, asked: &Asked, paths: &[Vec<u8>]) -> Expected {
         let mut targets = Vec::new();
         for (i, path) in paths.iter().enumerate().filter(|(i, _)| asked.call.is_path(*i)) {
@@ -276,6 +275,7 @@ impl Guest<'_> {
         }
     }
 
+    /// Writes a request as U does, and serves it.
     fn request(&mut self, nr: u32, args: [usize; 6]) -> usize {
         // SAFETY: the view is mapped as long as the sandbox lives, and nothing else refers to it meanwhile.
         let mailbox = unsafe { &mut *(kernel::with(|world| world.mailbox(0)) as *mut ascetic::abi::Mailbox) };
@@ -313,6 +313,7 @@ impl Guest<'_> {
         result
     }
 
+    /// Looks that the same file is open, in the same way.
     fn compare_open(&self, fds: &[OwnedFd; 2], told: &str) {
         let [ours, theirs] = [0, 1].map(|i| self.trees.open_file(i, fds[i].as_raw_fd()));
         assert_eq!(lossy(&[ours]), lossy(&[theirs]), "what is open: {told}");
