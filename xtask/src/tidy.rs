@@ -54,6 +54,7 @@ pub fn links() -> Result<()> {
         "docs/fault-record.md",
         "docs/attacks.md",
         "docs/fuzzing.md",
+        "docs/kernels.md",
     ] {
         let text = fs::read_to_string(root().join(name)).with_context(|| name.to_owned())?;
         let folder = root().join(name).parent().map(ToOwned::to_owned).unwrap_or_default();

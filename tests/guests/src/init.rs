@@ -9,8 +9,8 @@ use freestanding::{Args, call, println};
 /// How long a case may take under emulation.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Mounts what the cases need, runs those that `ascetic.filter=` on the kernel's command line names (all without it),
-/// and powers off.
+/// Mounts what the cases need, runs those that `ascetic.filter=` on the kernel's command line names (all without it), but none
+/// whose name begins as one that `ascetic.without=` lists, and powers off.
 pub fn run(args: Args) -> ! {
     let mounts = [(c"devtmpfs", c"/dev"), (c"devpts", c"/dev/pts"), (c"proc", c"/proc"), (c"tmpfs", c"/tmp")];
     for (kind, at) in mounts {
@@ -29,9 +29,11 @@ pub fn run(args: Args) -> ! {
     let mut text = [0u8; 1024];
     let line = sys::open(c"/proc/cmdline").and_then(|fd| sys::read(fd, &mut text)).unwrap_or(0);
     let line = core::str::from_utf8(&text[..line]).unwrap_or("");
-    let filter = line.split_whitespace().find_map(|word| word.strip_prefix("ascetic.filter=")).unwrap_or("");
+    let option = |name| line.split_whitespace().find_map(|word| word.strip_prefix(name)).unwrap_or("");
+    let (filter, without) = (option("ascetic.filter="), option("ascetic.without="));
     machine();
-    let cases = || CASES.chosen(filter);
+    let left_out = |name: &str| without.split(',').any(|begin| !begin.is_empty() && name.starts_with(begin));
+    let cases = || CASES.chosen(filter).filter(|case| !left_out(case.name));
     cases().for_each(|case| println!("@plan {} {}", case.name, case.end));
     for case in cases() {
         println!("@start {}", case.name);
